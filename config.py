@@ -1,0 +1,206 @@
+"""Every option of the project: one typed, frozen `Config`, from YAML, the command line or a dict, through one check.
+
+Imports no TensorFlow, so that `--help` and a mistyped key answer at once.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class HubtuneError(ValueError):
+    """A mistake in what the user gave, told in one line. Commands print it and leave with `exit_code`."""
+
+    exit_code = 1
+
+
+class DataError(HubtuneError):
+    """Something is wrong with a table, an encoder or a run directory."""
+
+
+class ConfigError(HubtuneError):
+    """Something is wrong with an option."""
+
+    exit_code = 2
+
+
+def _split_commas(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Share = Annotated[float, Field(ge=0)]
+
+
+class Config(BaseModel):
+    """One run, fully described. Fields are in the order of `--help` and of the README's table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    # Data
+    data: str = Field(description="table to train on: CSV, TSV, JSONL or Parquet (.gz, .bz2, .xz, .zip too), a path or URL, or a folder with one sub-folder per class")
+    valid_data: str | None = Field(None, description="table with the validation rows, instead of a split of `data`")
+    test_data: str | None = Field(None, description="table that is only scored, once, after training")
+    text_column: str = Field("text", description="column with the texts")
+    label_column: str = Field("label", description="column with the labels: strings or integers")
+    train_split: Share | None = Field(None, description="training rows of `data`: a fraction below 1 or a count; null: all that valid_split leaves")
+    valid_split: Share | None = Field(None, description="validation rows of `data`: a fraction or a count; 0: none; null: what train_split leaves, or 0.1 without it")
+    seed: int = Field(42, ge=0, lt=2**32, description="seed of the split, the head's first weights, the batch order and dropout")
+
+    # Encoder and head
+    encoder: str = Field("all-MiniLM-L6-v2", description="the embedded all-MiniLM-L6-v2, a TF-Hub handle or URL, or a SavedModel directory")
+    preprocessor: str | None = Field(None, description="TF-Hub preprocessor that goes with the encoder; null: built from the encoder's own vocabulary")
+    trainable: bool = Field(True, description="fine-tune the encoder; false: train the head alone on frozen features")
+    pooling: Literal["pooled_output", "cls", "mean"] = Field("pooled_output", description="what the head sees: BERT's pooled [CLS] vector, the plain [CLS] vector, or the mean over real tokens")
+    max_seq_length: int = Field(128, ge=3, description="tokens kept per text, [CLS] and [SEP] included; longer texts are cut and counted")
+    hidden_units: int = Field(0, ge=0, description="width of an extra dense ReLU layer before the logits; 0: none")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate before the logits")
+
+    # Training
+    epochs: int = Field(3, ge=1, description="passes over the training rows")
+    batch_size: int = Field(32, ge=1, description="rows per step")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of the head")
+    encoder_learning_rate: float | None = Field(None, gt=0, description="peak learning rate of the encoder; null: learning_rate")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled decay; biases and layer norms are left out; 0: plain Adam")
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps with a rising rate, before it falls linearly to 0")
+    early_stopping_patience: int = Field(0, ge=0, description="stop after so many epochs without a better `monitor` and restore the best weights; 0: train all epochs, keep the last weights")
+    monitor: Literal["val_loss", "val_accuracy", "val_macro_f1", "val_f1", "val_average_precision"] = Field("val_macro_f1", description="validation metric that early stopping and the best weights go by")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="arithmetic of the training step; auto: what the CPU or GPU has in hardware")
+
+    # Output
+    output_dir: str = Field("runs", description="folder that holds the run directories")
+    run_name: str | None = Field(None, description="name of the run directory, new or empty; null: the table's name and the time")
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = Field("auto", description="W&B logging; auto: online when logged in, else offline")
+    wandb_project: str = Field("hubtune", description="W&B project")
+    wandb_group: str | None = Field(None, description="W&B group that the run belongs to")
+    wandb_tags: Annotated[list[str], BeforeValidator(_split_commas)] = Field([], description="W&B tags, separated by commas")
+
+    @field_validator("train_split", "valid_split")
+    @classmethod
+    def _fraction_or_count(cls, value: float | None) -> float | None:
+        if value is not None and value >= 1 and (value == 1 or value != int(value)):
+            raise ValueError("should be a fraction below 1 or a whole number of rows from 2")
+        return value
+
+    @field_validator("train_split")
+    @classmethod
+    def _some_training_rows(cls, value: float | None) -> float | None:
+        if value == 0:
+            raise ValueError("should be greater than 0, or null for all rows")
+        return value
+
+    @field_validator("run_name")
+    @classmethod
+    def _one_folder(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or value in {".", ".."} or Path(value).name != value):
+            raise ValueError("should be a folder's name without any path; use output_dir for the path")
+        return value
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "Config":
+        if self.valid_data is not None and self.valid_split:
+            raise ValueError("valid_data and valid_split both say where validation rows come from: set one of them")
+        if (self.train_split or 1) < 1 and (self.valid_split or 1) < 1 and (self.train_split or 0) + (self.valid_split or 0) > 1:
+            raise ValueError(f"train_split={self.train_split} and valid_split={self.valid_split} take more rows than there are: let them sum to 1 at most")
+        if self.early_stopping_patience and self.valid_data is None and self.valid_split == 0:
+            raise ValueError("early_stopping_patience needs validation rows: set valid_data or valid_split")
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML that `--config` reads back."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def make_config(values: dict[str, Any], source: str = "config") -> Config:
+    """Checks `values` and returns the Config.
+
+    Raises:
+        ConfigError: one line that names the source, the key, the value and what is allowed.
+    """
+    for key in values:
+        if key not in Config.model_fields:
+            raise ConfigError(f"{source}: unknown key {key!r}{_did_you_mean(str(key))}")
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(_one_line(problem) for problem in error.errors())) from None
+
+
+def _one_line(problem: Any) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not problem["loc"]:
+        return message
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{key} is missing: name your table, as in --{key} samples/reviews.csv"
+    return f"{key}={problem['input']!r}: {message}"
+
+
+def _did_you_mean(key: str) -> str:
+    near = difflib.get_close_matches(key, Config.model_fields, n=1)
+    return f": did you mean {near[0]!r}?" if near else "; --help lists the keys"
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Reads a config file into a dict of its keys.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: a config file holds `key: value` lines, this one holds {type(values).__name__}")
+    return values
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
+    """Reads `--config FILE.yaml` and `--key value` or `--key=value`; the command line beats YAML, YAML beats defaults.
+
+    Returns:
+        The Config, and whether `--debug` was given.
+
+    Raises:
+        ConfigError: an unknown key, a bad value, or an unreadable config file.
+    """
+    parser = _Parser(prog="train.py", description="Fine-tunes a BERT text classifier on a table.", allow_abbrev=False, formatter_class=_help_formatter)
+    parser.add_argument("--config", metavar="FILE.yaml", help="read keys from a YAML file; the command line beats it")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for name, field in Config.model_fields.items():
+        default = "required" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n...\n").strip()
+        optional_value: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=f"{field.description} [{default}]".replace("%", "%%"), **optional_value)
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        key = unknown[0].lstrip("-").split("=")[0]
+        raise ConfigError(f"unknown argument {unknown[0]!r}{_did_you_mean(key)}")
+    given = vars(known)
+    path, debug = given.pop("config"), given.pop("debug")
+    values = read_yaml(path) if path else {}
+    values |= {key: None if value == "null" else value for key, value in given.items()}
+    return make_config(values, path or "command line"), debug
+
+
+def _help_formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=32)
+
+
+def fail(error: HubtuneError) -> NoReturn:
+    """Ends the command with one line on standard error and the error's exit code."""
+    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {error}\n")
+    raise SystemExit(error.exit_code)

@@ -1,0 +1,153 @@
+"""Examples in, batches out: token ids, computed once by `tf.py_function` on the CPU, and padded, masked batches of them.
+
+Row order in is row order out: `score_batches` carries each row's place, so that scores can be put back where they belong.
+"""
+
+import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
+_TOKENIZE_ROWS = 1024  # rows per tokenizer call
+_POOL_BATCHES = 64  # batches that are sorted by length together
+_SHUFFLE_STREAM = 0x5EED  # keeps the batch order's random numbers apart from other uses of the seed
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of N texts, special tokens included, padding left out.
+
+    Text i has `word_ids[offsets[i]:offsets[i + 1]]` and the same slice of `type_ids`, both int32.
+    """
+
+    word_ids: np.ndarray
+    type_ids: np.ndarray
+    offsets: np.ndarray
+    num_cut: int  # texts that lost tokens to max_seq_length
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per text, int64 [N]."""
+        return np.diff(self.offsets)
+
+
+def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int) -> Tokens:
+    """Turns texts into token ids with a TF-Hub preprocessor, a block of rows per `tf.py_function` call.
+
+    The preprocessor's own `tokenize` and `bert_pack_inputs` are called, the very ones that the exported model carries, so
+    training and serving cannot see different ids.
+    """
+
+    def encode(block: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        packed, num_tokens = pack(preprocessor, block, max_seq_length)
+        real = tf.cast(packed["input_mask"], tf.bool)
+        num_cut = tf.math.count_nonzero(num_tokens > max_seq_length)
+        lengths = tf.reduce_sum(packed["input_mask"], axis=1)
+        return tf.boolean_mask(packed["input_word_ids"], real), tf.boolean_mask(packed["input_type_ids"], real), lengths, num_cut
+
+    with tf.device("/cpu:0"):
+        blocks = (
+            tf.data.Dataset.from_tensor_slices(np.array([text.encode() for text in texts], dtype=object))
+            .batch(_TOKENIZE_ROWS)
+            .map(lambda block: tf.py_function(encode, [block], [tf.int32, tf.int32, tf.int32, tf.int64]))
+            .prefetch(tf.data.AUTOTUNE)
+        )
+        word_ids, type_ids, lengths, num_cut = zip(*blocks.as_numpy_iterator(), strict=True)
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+    return Tokens(np.concatenate(word_ids), np.concatenate(type_ids), offsets, int(sum(num_cut)))
+
+
+def pack(preprocessor: Any, texts: tf.Tensor, max_seq_length: int) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    """Runs a TF-Hub preprocessor on texts, string [N], padding to the longest of them.
+
+    Returns:
+        The encoder's inputs, int32 [N, seq] with seq <= max_seq_length, and the tokens that each text has uncut,
+        [CLS] and [SEP] included, int [N].
+    """
+    tokens = preprocessor.tokenize(texts)  # (batch, (tokens)) or (batch, (words), (pieces))
+    if tokens.ragged_rank > 1:
+        tokens = tokens.merge_dims(1, -1)
+    num_tokens = tf.cast(tokens.row_lengths(), tf.int32) + 2
+    seq_length = tf.minimum(tf.reduce_max(tf.concat([num_tokens, [3]], axis=0)), max_seq_length)
+    return preprocessor.bert_pack_inputs([tokens], seq_length=seq_length), num_tokens
+
+
+def train_batches(tokens: Tokens, labels: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
+    """Endless epochs of `(inputs, labels)` batches; `num_batches(tokens, batch_size)` of them are one epoch.
+
+    Every epoch holds every row once, newly shuffled. Rows of similar length share a batch, because a batch is as long as
+    its longest row: the shuffled rows are sorted by length within pools of 64 batches, and the batches shuffled again.
+    """
+
+    def epochs() -> Iterator[np.ndarray]:
+        epoch = 0
+        while True:
+            random = np.random.default_rng([_SHUFFLE_STREAM, seed, epoch])
+            rows = random.permutation(len(tokens))
+            pool = _POOL_BATCHES * batch_size
+            for start in range(0, len(rows), pool):
+                part = rows[start : start + pool]
+                rows[start : start + pool] = part[np.argsort(tokens.lengths[part], kind="stable")]
+            for batch in random.permutation(num_batches(tokens, batch_size)):
+                yield rows[batch * batch_size : (batch + 1) * batch_size]
+            epoch += 1
+
+    return _padded(epochs, tokens).map(lambda rows, inputs: (inputs, tf.gather(labels, rows)))
+
+
+def score_batches(tokens: Tokens, batch_size: int) -> tf.data.Dataset:
+    """One pass of `(rows, inputs)` batches, longest texts first; `rows` says where the batch's scores belong."""
+
+    def batches() -> Iterator[np.ndarray]:
+        by_length = np.argsort(-tokens.lengths, kind="stable")
+        for start in range(0, len(by_length), batch_size):
+            yield by_length[start : start + batch_size]
+
+    return _padded(batches, tokens)
+
+
+def num_batches(tokens: Tokens, batch_size: int) -> int:
+    """Batches in one pass, the last partial one included."""
+    return math.ceil(len(tokens) / batch_size)
+
+
+def _padded(batches: Callable[[], Iterator[np.ndarray]], tokens: Tokens) -> tf.data.Dataset:
+    """Turns row numbers into `(rows, inputs)`, each input int32 [batch, longest]."""
+
+    def gather(rows: tf.Tensor) -> list[np.ndarray]:
+        return pad(tokens, rows.numpy())
+
+    def with_shapes(rows: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        inputs = dict(zip(INPUT_NAMES, tf.py_function(gather, [rows], [tf.int32] * 3), strict=True))
+        for tensor in inputs.values():
+            tensor.set_shape([None, None])
+        return rows, inputs
+
+    with tf.device("/cpu:0"):
+        rows = tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([None], tf.int64))
+        return rows.map(with_shapes).prefetch(tf.data.AUTOTUNE)
+
+
+def pad(tokens: Tokens, rows: np.ndarray) -> list[np.ndarray]:
+    """Inputs of the given rows, padded with 0 to the longest of them: word ids, mask and type ids, int32 [rows, longest].
+
+    Example: texts of 3 and 2 tokens -> mask [[1, 1, 1], [1, 1, 0]].
+    """
+    lengths = tokens.lengths[rows]
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    source = np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])
+    padded = []
+    for values in (tokens.word_ids, tokens.type_ids):
+        batch = np.zeros(mask.shape, dtype=np.int32)
+        batch[mask] = values[source]
+        padded.append(batch)
+    return [padded[0], mask.astype(np.int32), padded[1]]

@@ -1,0 +1,113 @@
+"""The TensorFlow this project runs on: Keras 2, a quiet start, devices, precision, seeds.
+
+Every module that uses TensorFlow imports this one first: `hub.KerasLayer` and Model Garden need Keras 2, which TensorFlow
+selects once, when it is first imported.
+"""
+
+import contextlib
+import os
+import resource
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+if "tensorflow" in sys.modules and hasattr(sys.modules["tensorflow"].keras, "__version__"):
+    raise ImportError(
+        "TensorFlow was imported with Keras 3 before hubtune could choose Keras 2: restart Python (in a notebook: "
+        "Runtime > Restart), then import hubtune's modules, or set os.environ['TF_USE_LEGACY_KERAS'] = '1', first"
+    )
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
+
+import absl.logging  # noqa: E402
+import tensorflow as tf  # noqa: E402  (after the environment above)
+import tf_keras  # noqa: E402
+
+from config import ConfigError  # noqa: E402
+
+_BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+_FLOAT16_GPU_CAPABILITY = (7, 0)  # tensor cores
+
+
+def set_up_devices() -> str:
+    """Lets GPU memory grow on demand and returns the device that training uses, in words."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        with contextlib.suppress(RuntimeError):  # a notebook has used the GPU before
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:
+        return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
+    return f"CPU, {os.cpu_count()} cores"
+
+
+def choose_precision(wanted: str) -> str:
+    """Turns `auto` into the fastest precision that this machine has in hardware, and refuses what it lacks.
+
+    A hub encoder's graph is fixed at float32, so a lower precision reaches it only through TensorFlow's graph rewrites:
+    bfloat16 on CPUs, float16 on GPUs. There is no rewrite to bfloat16 on GPUs.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+        available = ["float32", "float16"] if capability >= _FLOAT16_GPU_CAPABILITY else ["float32"]
+    else:
+        available = ["float32", "bfloat16"] if _BFLOAT16_CPU_FLAGS & _cpu_flags() else ["float32"]
+    if wanted == "auto":
+        return available[-1]
+    if wanted not in available:
+        raise ConfigError(f"precision={wanted}: this machine offers {' and '.join(available)}; choose one of them or auto")
+    return wanted
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+@contextlib.contextmanager
+def graph_precision(precision: str) -> Iterator[None]:
+    """Functions called inside this context run with TensorFlow's graph rewrite to `precision`."""
+    rewrites = {"auto_mixed_precision_onednn_bfloat16": "bfloat16", "auto_mixed_precision": "float16"}
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({option: precision == target for option, target in rewrites.items()})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({option: before.get(option, False) for option in rewrites})
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps absl's and TensorFlow's remarks on untraced functions and missing configs out of a SavedModel export."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def set_seed(seed: int) -> None:
+    """Seeds Python, NumPy and TensorFlow."""
+    tf_keras.utils.set_random_seed(seed)
+
+
+def peak_memory_bytes() -> int:
+    """The most resident memory that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def versions() -> dict[str, Any]:
+    """The versions that a run's numbers depend on."""
+    packages = ("tensorflow", "tensorflow-text", "tensorflow-hub", "tf-models-official", "tf_keras", "numpy")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in packages}}

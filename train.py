@@ -1,0 +1,312 @@
+"""The main job: a table in, a fine-tuned classifier out.
+
+    python train.py --data samples/reviews.csv
+
+Reads top to bottom as it runs: config -> examples -> token ids -> model -> fit -> evaluate -> save.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from config import Config, ConfigError, DataError, HubtuneError, fail, parse_command_line
+
+if __name__ == "__main__":  # before TensorFlow loads: --help and a mistyped key answer at once
+    try:
+        CONFIG, DEBUG = parse_command_line(sys.argv[1:])
+    except HubtuneError as error:
+        fail(error)
+
+import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+import tf_keras
+
+from data import Tokens, num_batches, tokenize, train_batches
+from encoders import find_encoder
+from evaluation import Scorer, metrics, predictions_table
+from model import Classifier, build_classifier, compile_classifier, export_classifier
+from tables import Examples, Splits, load_splits
+from tracking import start_run
+
+_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training leaves: its directory, the content of metrics.json, and the model in memory."""
+
+    run_directory: Path
+    metrics: dict[str, Any]
+    classifier: Classifier
+    interrupted: bool
+
+
+def train(config: Config) -> Result:
+    """Fine-tunes a classifier as `config` says and writes its run directory.
+
+    Raises:
+        HubtuneError: one line on what is wrong with the options, the tables, the encoder or the run directory.
+    """
+    started = time.monotonic()
+    run_directory = _choose_run_directory(config)
+    splits = load_splits(config)
+    _describe(config, splits)
+    if config.monitor == "val_f1" and len(splits.labels) > 2:
+        raise ConfigError(f"monitor=val_f1: the F1 of the positive class needs two labels, there are {len(splits.labels)}; use val_macro_f1")
+    device, precision = runtime.set_up_devices(), runtime.choose_precision(config.precision)
+    runtime.set_seed(config.seed)
+    classifier = build_classifier(config, find_encoder(config), splits.labels)
+    parts = {name: part for name, part in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)) if part is not None}
+    tokens = {name: tokenize(part.texts, classifier.preprocessor, config.max_seq_length) for name, part in parts.items()}
+    _describe_tokens(config, tokens)
+
+    run_directory.mkdir(parents=True, exist_ok=True)
+    _write(run_directory / "config.yaml", config.to_yaml())
+    run = start_run(config, run_directory)
+    try:
+        print(f"Training on {device} in {precision}, {num_batches(tokens['train'], config.batch_size):,} steps an epoch", flush=True)
+        fit = _fit(config, classifier, splits, tokens, precision, run_directory, run.callbacks())
+        scores = {
+            name: _score(name, parts[name], fit.scorer.probabilities(tokens[name]), splits, run_directory) for name in ("valid", "test") if name in parts
+        }
+        report = _report(config, splits, fit, tokens["train"], scores, device, precision)
+        print("Saving the model", flush=True)
+        export_classifier(classifier, str(run_directory / "model"), _THRESHOLD)
+        _write(run_directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        run.summarize({f"{part}/{name}": value for part in ("train", "valid", "test") for name, value in report.get(part, {}).items()})
+    except BaseException:
+        run.finish(failed=True)
+        raise
+    run.finish()
+    _say_where(run_directory, run.where(), time.monotonic() - started)
+    return Result(run_directory, report, classifier, fit.interrupted)
+
+
+# Fitting
+
+
+class EpochEnd(tf_keras.callbacks.Callback):
+    """Adds the validation metrics to each epoch's logs, so that later callbacks see them, and keeps history.csv.
+
+    Scoring is done here and not by Keras' own validation, because the metrics that matter need all rows at once.
+    """
+
+    def __init__(self, scorer: Scorer, tokens: Tokens | None, label_ids: np.ndarray | None, history_file: Path) -> None:
+        super().__init__()
+        self._scorer, self._tokens, self._label_ids, self._history_file = scorer, tokens, label_ids, history_file
+        self.history: list[dict[str, float]] = []
+        self.steps = 0
+        self.seconds = 0.0  # of training alone, scoring left out
+        self._resumed = time.monotonic()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._resumed = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self.steps += 1
+        now = time.monotonic()
+        self.seconds += now - self._resumed
+        self._resumed = now
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        if not np.isfinite(logs["loss"]):
+            raise HubtuneError(f"the loss became {logs['loss']} in epoch {epoch + 1}: lower learning_rate, or set precision to float32")
+        if self._tokens is not None and self._label_ids is not None:
+            scores = metrics(self._label_ids, self._scorer.probabilities(self._tokens), _THRESHOLD)
+            logs.update({f"val_{name}": value for name, value in scores.items()})
+        self.history.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
+        _write(self._history_file, pd.DataFrame(self.history).to_csv(index=False))
+
+
+class Progress(tf_keras.callbacks.Callback):
+    """A line that moves on a terminal; in a log, a line at every tenth of an epoch."""
+
+    def __init__(self, epochs: int, steps: int) -> None:
+        super().__init__()
+        self._epochs, self._steps, self._epoch = epochs, steps, 0
+        self._started = time.monotonic()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
+        done = self._epoch * self._steps + batch + 1
+        left = (time.monotonic() - self._started) / done * (self._epochs * self._steps - done)
+        line = f"epoch {self._epoch + 1}/{self._epochs}  step {batch + 1:,}/{self._steps:,}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}  about {_clock(left)} left"
+        if sys.stdout.isatty():
+            print(f"\r\033[K{line}", end="", flush=True)
+        elif (batch + 1) * 10 // self._steps > batch * 10 // self._steps:
+            print(line, flush=True)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        end = "\r\033[K" if sys.stdout.isatty() else ""
+        print(f"{end}epoch {epoch + 1}/{self._epochs}  " + "  ".join(f"{name} {value:.4f}" for name, value in logs.items()), flush=True)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came of fitting, beside the weights."""
+
+    scorer: Scorer
+    steps: int
+    seconds: float
+    epochs_run: int
+    interrupted: bool
+
+
+def _fit(config: Config, classifier: Classifier, splits: Splits, tokens: dict[str, Tokens], precision: str, run_directory: Path, callbacks: list[Any]) -> Fit:
+    """Trains the token model; after Ctrl-C it keeps what is trained so far."""
+    model, steps = classifier.token_model, num_batches(tokens["train"], config.batch_size)
+    compile_classifier(classifier, config, precision, config.epochs * steps)
+    scorer = Scorer(classifier)
+    valid_ids = splits.label_ids(splits.valid) if splits.valid else None
+    epoch_end = EpochEnd(scorer, tokens.get("valid"), valid_ids, run_directory / "history.csv")
+    best = str(run_directory / "checkpoints" / "best")
+    stopping: list[tf_keras.callbacks.Callback] = []
+    if config.early_stopping_patience:
+        goal = {"monitor": config.monitor, "mode": "min" if config.monitor == "val_loss" else "max"}
+        stopping = [tf_keras.callbacks.EarlyStopping(patience=config.early_stopping_patience, **goal), tf_keras.callbacks.ModelCheckpoint(best, save_best_only=True, save_weights_only=True, **goal)]
+    batches = train_batches(tokens["train"], splits.label_ids(splits.train), config.batch_size, config.seed)
+    interrupted = False
+    try:
+        with runtime.graph_precision(precision):
+            model.fit(batches, steps_per_epoch=steps, epochs=config.epochs, verbose=0, callbacks=[epoch_end, *stopping, Progress(config.epochs, steps), *callbacks])
+    except KeyboardInterrupt:
+        interrupted = True
+        print(f"\nInterrupted after {epoch_end.steps:,} of {config.epochs * steps:,} steps: scoring and saving what is trained; Ctrl-C again to drop it", flush=True)
+    if stopping and epoch_end.history:
+        model.load_weights(best).expect_partial()
+    return Fit(scorer, epoch_end.steps, epoch_end.seconds, len(epoch_end.history), interrupted)
+
+
+# Scoring and reporting
+
+
+def _score(name: str, examples: Examples, probabilities: np.ndarray, splits: Splits, run_directory: Path) -> dict[str, Any]:
+    if name == "valid":
+        _write(run_directory / "valid_predictions.csv", predictions_table(examples, splits.labels, probabilities, _THRESHOLD).to_csv(index=False))
+    scores = metrics(splits.label_ids(examples), probabilities, _THRESHOLD)
+    print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in scores.items()), flush=True)
+    return {"examples": len(examples), **scores}
+
+
+def _report(config: Config, splits: Splits, fit: Fit, tokens: Tokens, scores: dict[str, Any], device: str, precision: str) -> dict[str, Any]:
+    """The content of metrics.json."""
+    passes = fit.steps / num_batches(tokens, config.batch_size)
+    return {
+        "task": "binary" if len(splits.labels) == 2 else "multiclass",
+        "labels": splits.labels,
+        "encoder": config.encoder,
+        "train": {
+            "examples": len(splits.train),
+            "seconds": fit.seconds,
+            "examples_per_second": passes * len(tokens) / fit.seconds if fit.seconds else 0.0,
+            "tokens_per_second": passes * len(tokens.word_ids) / fit.seconds if fit.seconds else 0.0,
+            "epochs_run": fit.epochs_run,
+            "steps_run": fit.steps,
+            "peak_memory_bytes": runtime.peak_memory_bytes(),
+        },
+        **scores,
+        "threshold": _THRESHOLD,
+        "environment": {**runtime.versions(), "device": device, "precision": precision, "git_commit": _git_commit(), "seed": config.seed},
+    }
+
+
+def _describe(config: Config, splits: Splits) -> None:
+    """Says what was read and how it is split, before the long work starts."""
+    parts = [("train", splits.train), ("valid", splits.valid), ("test", splits.test)]
+    print("  ".join(f"{name} {len(part):,} rows ({part.source})" for name, part in parts if part is not None))
+    counts = pd.Series(splits.train.labels).value_counts()
+    print(f"{len(splits.labels)} labels: " + ", ".join(f"{label} {counts[label] / len(splits.train):.1%}" for label in splits.labels[:20]) + (", ..." if len(splits.labels) > 20 else ""))
+    if len(splits.labels) == 2:
+        print(f"positive label: {splits.labels[1]}")
+    for note in splits.notes:
+        print(f"note: {note}")
+    sys.stdout.flush()
+
+
+def _describe_tokens(config: Config, tokens: dict[str, Tokens]) -> None:
+    for name, part in tokens.items():
+        cut = f"; {part.num_cut:,} cut to max_seq_length={config.max_seq_length}" if part.num_cut else ""
+        print(f"{name}: {part.lengths.mean():.1f} tokens a text, longest {part.lengths.max()}{cut}", flush=True)
+
+
+def _say_where(run_directory: Path, tracked: str | None, seconds: float) -> None:
+    print(f"Done in {_clock(seconds)}. Model, metrics and predictions: {run_directory}")
+    if tracked:
+        print(f"W&B: {tracked}")
+    print(
+        "Use the model:\n"
+        "  import tensorflow as tf, tensorflow_text\n"
+        f'  classify = tf.saved_model.load("{run_directory / "model"}").signatures["serving_default"]\n'
+        '  classify(text=tf.constant(["your text"]))',
+        flush=True,
+    )
+
+
+# Files
+
+
+def _choose_run_directory(config: Config) -> Path:
+    """A directory that is new or empty; nothing is created here."""
+    table = Path(config.data.rstrip("/")).name.split(".")[0]
+    directory = Path(config.output_dir) / (config.run_name or f"{table}-{datetime.now():%Y%m%d-%H%M%S}")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise DataError(f"run directory {directory} is not empty: choose another run_name, or remove it")
+    return directory
+
+
+def _write(path: Path, content: str) -> None:
+    """Writes a file under a temporary name and renames it, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def main(config: Config, debug: bool) -> None:
+    """Runs the command; a user's mistake is one line and an exit code, never a traceback."""
+    try:
+        result = train(config)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (HubtuneError, OSError, tf.errors.ResourceExhaustedError) as error:
+        if debug:
+            raise
+        fail(_explain(error))
+    if result.interrupted:
+        raise SystemExit(130)
+
+
+def _explain(error: Exception) -> HubtuneError:
+    if isinstance(error, HubtuneError):
+        return error
+    if isinstance(error, OSError):
+        return HubtuneError(f"{error.filename or 'writing'}: {error.strerror or error}")
+    return HubtuneError(f"out of memory: lower batch_size or max_seq_length ({' '.join(str(error.message).split())[:120]})")
+
+
+if __name__ == "__main__":
+    main(CONFIG, DEBUG)
