@@ -43,21 +43,41 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     # Data
-    data: str = Field(description="table to train on: CSV, TSV, JSONL or Parquet (.gz, .bz2, .xz, .zip too), a path or URL, or a folder with one sub-folder per class")
+    data: str = Field(
+        description="table to train on: CSV, TSV, JSONL or Parquet, plain or compressed, path or URL; or a folder with a sub-folder per class"
+    )
     valid_data: str | None = Field(None, description="table with the validation rows, instead of a split of `data`")
     test_data: str | None = Field(None, description="table that is only scored, once, after training")
     text_column: str = Field("text", description="column with the texts")
     label_column: str = Field("label", description="column with the labels: strings or integers")
-    train_split: Share | None = Field(None, description="training rows of `data`: a fraction below 1 or a count; null: all that valid_split leaves")
-    valid_split: Share | None = Field(None, description="validation rows of `data`: a fraction or a count; 0: none; null: what train_split leaves, or 0.1 without it")
-    seed: int = Field(42, ge=0, lt=2**32, description="seed of the split, the head's first weights, the batch order and dropout")
+    train_split: Share | None = Field(
+        None, description="training rows of `data`: a fraction below 1 or a count; null: all that valid_split leaves"
+    )
+    valid_split: Share | None = Field(
+        None,
+        description="validation rows of `data`: a fraction or a count; 0: none; null: what train_split leaves, or 0.1 without it",
+    )
+    seed: int = Field(
+        42, ge=0, lt=2**32, description="seed of the split, the head's first weights, the batch order and dropout"
+    )
 
     # Encoder and head
-    encoder: str = Field("all-MiniLM-L6-v2", description="the embedded all-MiniLM-L6-v2, a TF-Hub handle or URL, or a SavedModel directory")
-    preprocessor: str | None = Field(None, description="TF-Hub preprocessor that goes with the encoder; null: built from the encoder's own vocabulary")
+    encoder: str = Field(
+        "all-MiniLM-L6-v2",
+        description="the embedded all-MiniLM-L6-v2, a TF-Hub handle or URL, or a SavedModel directory",
+    )
+    preprocessor: str | None = Field(
+        None,
+        description="TF-Hub preprocessor that goes with the encoder; null: built from the encoder's own vocabulary",
+    )
     trainable: bool = Field(True, description="fine-tune the encoder; false: train the head alone on frozen features")
-    pooling: Literal["pooled_output", "cls", "mean"] = Field("pooled_output", description="what the head sees: BERT's pooled [CLS] vector, the plain [CLS] vector, or the mean over real tokens")
-    max_seq_length: int = Field(128, ge=3, description="tokens kept per text, [CLS] and [SEP] included; longer texts are cut and counted")
+    pooling: Literal["pooled_output", "cls", "mean"] = Field(
+        "pooled_output",
+        description="what the head sees: BERT's pooled [CLS] vector, the plain [CLS] vector, or the mean over real tokens",
+    )
+    max_seq_length: int = Field(
+        128, ge=3, description="tokens kept per text, [CLS] and [SEP] included; longer texts are cut and counted"
+    )
     hidden_units: int = Field(0, ge=0, description="width of an extra dense ReLU layer before the logits; 0: none")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate before the logits")
 
@@ -65,20 +85,40 @@ class Config(BaseModel):
     epochs: int = Field(3, ge=1, description="passes over the training rows")
     batch_size: int = Field(32, ge=1, description="rows per step")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of the head")
-    encoder_learning_rate: float | None = Field(None, gt=0, description="peak learning rate of the encoder; null: learning_rate")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled decay; biases and layer norms are left out; 0: plain Adam")
-    warmup_ratio: float = Field(0.1, ge=0, le=1, description="share of the steps with a rising rate, before it falls linearly to 0")
-    early_stopping_patience: int = Field(0, ge=0, description="stop after so many epochs without a better `monitor` and restore the best weights; 0: train all epochs, keep the last weights")
-    monitor: Literal["val_loss", "val_accuracy", "val_macro_f1", "val_f1", "val_average_precision"] = Field("val_macro_f1", description="validation metric that early stopping and the best weights go by")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="arithmetic of the training step; auto: what the CPU or GPU has in hardware")
+    encoder_learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate of the encoder; null: learning_rate"
+    )
+    weight_decay: float = Field(
+        0.01, ge=0, description="AdamW's decoupled decay; biases and layer norms are left out; 0: plain Adam"
+    )
+    warmup_ratio: float = Field(
+        0.1, ge=0, le=1, description="share of the steps with a rising rate, before it falls linearly to 0"
+    )
+    early_stopping_patience: int = Field(
+        0,
+        ge=0,
+        description="stop after so many epochs without a better `monitor`, keep the best weights; 0: all epochs, the last weights",
+    )
+    monitor: Literal["val_loss", "val_accuracy", "val_macro_f1", "val_f1", "val_average_precision"] = Field(
+        "val_macro_f1", description="validation metric that early stopping and the best weights go by"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="arithmetic of the training step; auto: what the CPU or GPU has in hardware"
+    )
 
     # Output
     output_dir: str = Field("runs", description="folder that holds the run directories")
-    run_name: str | None = Field(None, description="name of the run directory, new or empty; null: the table's name and the time")
-    wandb_mode: Literal["auto", "online", "offline", "disabled"] = Field("auto", description="W&B logging; auto: online when logged in, else offline")
+    run_name: str | None = Field(
+        None, description="name of the run directory, new or empty; null: the table's name and the time"
+    )
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="W&B logging; auto: online when logged in, else offline"
+    )
     wandb_project: str = Field("hubtune", description="W&B project")
     wandb_group: str | None = Field(None, description="W&B group that the run belongs to")
-    wandb_tags: Annotated[list[str], BeforeValidator(_split_commas)] = Field([], description="W&B tags, separated by commas")
+    wandb_tags: Annotated[list[str], BeforeValidator(_split_commas)] = Field(
+        [], description="W&B tags, separated by commas"
+    )
 
     @field_validator("train_split", "valid_split")
     @classmethod
@@ -105,8 +145,14 @@ class Config(BaseModel):
     def _keys_agree(self) -> "Config":
         if self.valid_data is not None and self.valid_split:
             raise ValueError("valid_data and valid_split both say where validation rows come from: set one of them")
-        if (self.train_split or 1) < 1 and (self.valid_split or 1) < 1 and (self.train_split or 0) + (self.valid_split or 0) > 1:
-            raise ValueError(f"train_split={self.train_split} and valid_split={self.valid_split} take more rows than there are: let them sum to 1 at most")
+        if (
+            (self.train_split or 1) < 1
+            and (self.valid_split or 1) < 1
+            and (self.train_split or 0) + (self.valid_split or 0) > 1
+        ):
+            raise ValueError(
+                f"train_split={self.train_split} and valid_split={self.valid_split} are more than the whole: let them sum to 1"
+            )
         if self.early_stopping_patience and self.valid_data is None and self.valid_split == 0:
             raise ValueError("early_stopping_patience needs validation rows: set valid_data or valid_split")
         return self
@@ -160,7 +206,9 @@ def read_yaml(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"--config {path}: a config file holds `key: value` lines, this one holds {type(values).__name__}")
+        raise ConfigError(
+            f"--config {path}: a config file holds `key: value` lines, this one holds {type(values).__name__}"
+        )
     return values
 
 
@@ -178,13 +226,28 @@ def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
     Raises:
         ConfigError: an unknown key, a bad value, or an unreadable config file.
     """
-    parser = _Parser(prog="train.py", description="Fine-tunes a BERT text classifier on a table.", allow_abbrev=False, formatter_class=_help_formatter)
+    parser = _Parser(
+        prog="train.py",
+        description="Fine-tunes a BERT text classifier on a table.",
+        allow_abbrev=False,
+        formatter_class=_help_formatter,
+    )
     parser.add_argument("--config", metavar="FILE.yaml", help="read keys from a YAML file; the command line beats it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name, field in Config.model_fields.items():
-        default = "required" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n...\n").strip()
+        default = (
+            "required"
+            if field.is_required()
+            else yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n...\n").strip()
+        )
         optional_value: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar="VALUE", help=f"{field.description} [{default}]".replace("%", "%%"), **optional_value)
+        parser.add_argument(
+            f"--{name}",
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=f"{field.description} [{default}]".replace("%", "%%"),
+            **optional_value,
+        )
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         key = unknown[0].lstrip("-").split("=")[0]

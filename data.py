@@ -52,7 +52,12 @@ def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int) -> Tokens
         real = tf.cast(packed["input_mask"], tf.bool)
         num_cut = tf.math.count_nonzero(num_tokens > max_seq_length)
         lengths = tf.reduce_sum(packed["input_mask"], axis=1)
-        return tf.boolean_mask(packed["input_word_ids"], real), tf.boolean_mask(packed["input_type_ids"], real), lengths, num_cut
+        return (
+            tf.boolean_mask(packed["input_word_ids"], real),
+            tf.boolean_mask(packed["input_type_ids"], real),
+            lengths,
+            num_cut,
+        )
 
     with tf.device("/cpu:0"):
         blocks = (

@@ -22,7 +22,9 @@ class Scorer:
     def __init__(self, classifier: Classifier) -> None:
         model = classifier.token_model
         self._num_labels = len(classifier.labels)
-        self._run = tf.function(lambda inputs: classifier.probabilities(model(inputs, training=False)), reduce_retracing=True)
+        self._run = tf.function(
+            lambda inputs: classifier.probabilities(model(inputs, training=False)), reduce_retracing=True
+        )
 
     def probabilities(self, tokens: Tokens) -> np.ndarray:
         """Probabilities in the order of the tokens, float32 [N, K]."""
@@ -41,17 +43,22 @@ def metrics(label_ids: np.ndarray, probabilities: np.ndarray, threshold: float) 
     """
     num_labels = probabilities.shape[1]
     predicted = decide(probabilities, threshold)
+    exact = probabilities.astype(np.float64)
     scores = {
-        "loss": log_loss(label_ids, probabilities.astype(np.float64), labels=range(num_labels)),
+        "loss": log_loss(label_ids, exact / exact.sum(axis=1, keepdims=True), labels=range(num_labels)),
         "accuracy": accuracy_score(label_ids, predicted),
         "macro_f1": f1_score(label_ids, predicted, labels=range(num_labels), average="macro", zero_division=0.0),
     }
     if num_labels == 2:
         scores["f1"] = f1_score(label_ids, predicted, pos_label=1, zero_division=0.0)
-        scores["average_precision"] = average_precision_score(label_ids, probabilities[:, 1]) if label_ids.any() else 0.0
+        scores["average_precision"] = (
+            average_precision_score(label_ids, probabilities[:, 1]) if label_ids.any() else 0.0
+        )
     else:
         present = np.unique(label_ids)
-        scores["average_precision"] = average_precision_score(np.eye(num_labels)[label_ids][:, present], probabilities[:, present], average="macro")
+        scores["average_precision"] = average_precision_score(
+            np.eye(num_labels)[label_ids][:, present], probabilities[:, present], average="macro"
+        )
     return {name: float(value) for name, value in scores.items()}
 
 
@@ -62,7 +69,9 @@ def decide(probabilities: np.ndarray, threshold: float) -> np.ndarray:
     return probabilities.argmax(axis=1)
 
 
-def predictions_table(examples: Examples, labels: list[str], probabilities: np.ndarray, threshold: float) -> pd.DataFrame:
+def predictions_table(
+    examples: Examples, labels: list[str], probabilities: np.ndarray, threshold: float
+) -> pd.DataFrame:
     """The examples' own columns, untouched and in order, beside the prediction columns."""
     chosen = decide(probabilities, threshold)
     columns: dict[str, Any] = {

@@ -91,7 +91,9 @@ def build_classifier(config: Config, paths: EncoderPaths, labels: list[str]) -> 
     token_inputs = {name: Input(shape=(None,), dtype=tf.int32, name=name) for name in INPUT_NAMES}
     text_input = Input(shape=(), dtype=tf.string, name="text")
     token_model = tf_keras.Model(token_inputs, classify(token_inputs), name="token_model")
-    text_model = tf_keras.Model(text_input, classify(Preprocess(preprocessor, config.max_seq_length)(text_input)), name="text_model")
+    text_model = tf_keras.Model(
+        text_input, classify(Preprocess(preprocessor, config.max_seq_length)(text_input)), name="text_model"
+    )
     return Classifier(token_model, text_model, preprocessor.resolved_object, labels)
 
 
@@ -115,12 +117,18 @@ def _load_encoder(path: str, config: Config) -> hub.KerasLayer:
     try:
         outputs = encoder(example)
     except (ValueError, TypeError) as error:
-        raise DataError(f"encoder {path}: does not take {', '.join(INPUT_NAMES)} as a dict; version 3 and later of the TF-Hub BERT encoders do") from error
+        raise DataError(
+            f"encoder {path}: does not take {', '.join(INPUT_NAMES)} as a dict; TF-Hub BERT encoders from version 3 on do"
+        ) from error
     if not isinstance(outputs, dict) or wanted not in outputs:
         raise DataError(f"encoder {path}: gives no {wanted!r}, which pooling={config.pooling} needs")
-    positions = [variable.shape[0] for variable in encoder.resolved_object.variables if "position_embedding" in variable.name]
+    positions = [
+        variable.shape[0] for variable in encoder.resolved_object.variables if "position_embedding" in variable.name
+    ]
     if positions and config.max_seq_length > positions[0]:
-        raise ConfigError(f"max_seq_length={config.max_seq_length}: the encoder {path} has {positions[0]} positions; set {positions[0]} or less")
+        raise ConfigError(
+            f"max_seq_length={config.max_seq_length}: the encoder {path} has {positions[0]} positions; set {positions[0]} or less"
+        )
     return encoder
 
 
@@ -128,13 +136,21 @@ def compile_classifier(classifier: Classifier, config: Config, precision: str, t
     """Compiles the token model for `total_steps` of training: loss from logits, AdamW, accuracy."""
     schedule = WarmupLinearDecay(config.learning_rate, total_steps, round(config.warmup_ratio * total_steps))
     encoder_factor = (config.encoder_learning_rate or config.learning_rate) / config.learning_rate
-    optimizer: Any = AdamW(schedule, config.weight_decay, rate_of=lambda name: 1.0 if name.startswith(_HEAD_LAYERS) else encoder_factor)
+    optimizer: Any = AdamW(
+        schedule, config.weight_decay, rate_factor=lambda name: 1.0 if name.startswith(_HEAD_LAYERS) else encoder_factor
+    )
     if precision == "float16":
         optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer)
     if len(classifier.labels) == 2:
-        loss, accuracy = tf_keras.losses.BinaryCrossentropy(from_logits=True), tf_keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)
+        loss, accuracy = (
+            tf_keras.losses.BinaryCrossentropy(from_logits=True),
+            tf_keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0),
+        )
     else:
-        loss, accuracy = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), tf_keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+        loss, accuracy = (
+            tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            tf_keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+        )
     classifier.token_model.compile(optimizer=optimizer, loss=loss, metrics=[accuracy])
 
 

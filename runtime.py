@@ -59,7 +59,9 @@ def choose_precision(wanted: str) -> str:
     if wanted == "auto":
         return available[-1]
     if wanted not in available:
-        raise ConfigError(f"precision={wanted}: this machine offers {' and '.join(available)}; choose one of them or auto")
+        raise ConfigError(
+            f"precision={wanted}: this machine offers {' and '.join(available)}; choose one of them or auto"
+        )
     return wanted
 
 

@@ -1,4 +1,4 @@
-"""Tables in, examples out: reading, checking and splitting, with pandas and scikit-learn alone.
+"""Tables in, examples out: reading and checking, with pandas alone.
 
 A row's number is its place in the file, counted from 1 after the header. Nothing is repaired: whatever cannot be used
 as it stands is refused with the rows named.
@@ -11,12 +11,10 @@ import gzip
 import io
 import json
 import lzma
-import re
 import urllib.error
 import urllib.request
 import warnings
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +22,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from config import Config, DataError
 
 PREDICTION_COLUMNS = ("predicted_label", "probability")
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_NAMED_ROWS = 5  # so many rows are named in a message
+NAMED = 5  # so many rows, labels or columns are named in a message
 
 
 @dataclass(frozen=True)
@@ -58,57 +55,6 @@ class Examples:
         )
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The parts of a run; `labels` are the classes in the order of the model's outputs."""
-
-    train: Examples
-    valid: Examples | None
-    test: Examples | None
-    labels: list[str]
-    notes: list[str]
-
-    def label_ids(self, examples: Examples) -> np.ndarray:
-        """Positions of the examples' labels in `labels`, int64 [N]."""
-        index = {label: i for i, label in enumerate(self.labels)}
-        return np.array([index[label] for label in examples.labels], dtype=np.int64)
-
-
-def load_splits(config: Config) -> Splits:
-    """Reads the tables that `config` names, checks every row, and splits them, stratified and seeded.
-
-    Raises:
-        DataError: one line that names the file and the rows, columns or classes at fault.
-    """
-    table = read_examples(config.data, config)
-    labels = sort_labels(set(table.labels))
-    if len(labels) == 1:
-        raise DataError(f"{table.source}: column {config.label_column!r} holds one class only ({labels[0]!r}): a classifier needs at least two")
-    test = read_examples(config.test_data, config) if config.test_data else None
-    notes: list[str] = []
-    if config.valid_data:
-        train = table.take(_split(table, config, notes)[0]) if config.train_split else table
-        valid: Examples | None = read_examples(config.valid_data, config)
-    elif config.valid_split == 0 and config.train_split is None:
-        train, valid = table, None
-    else:
-        train_rows, valid_rows = _split(table, config, notes)
-        train, valid = table.take(train_rows), table.take(valid_rows) if len(valid_rows) else None
-    for part in (valid, test):
-        if part is not None:
-            _refuse_unknown_labels(part, labels)
-    splits = Splits(train, valid, test, labels, notes)
-    notes.extend(_notes(splits))
-    return splits
-
-
-def sort_labels(labels: set[str]) -> list[str]:
-    """Sorts labels as numbers where all are whole numbers, else as strings; in binary tasks the last is positive."""
-    if all(re.fullmatch(r"[+-]?\d+", label) for label in labels):
-        return sorted(labels, key=lambda label: (int(label), label))
-    return sorted(labels)
-
-
 # Reading
 
 
@@ -121,12 +67,21 @@ def read_examples(source: str, config: Config) -> Examples:
     frame = read_table(source, config.text_column, config.label_column)
     for column in (config.text_column, config.label_column):
         if column not in frame.columns:
-            raise DataError(f"{source}: no column {column!r}{_nearest_column(column, frame.columns)}; set {'text' if column == config.text_column else 'label'}_column")
+            raise DataError(
+                f"{source}: no column {column!r}{_nearest_column(column, frame.columns)}; "
+                f"set {'text' if column == config.text_column else 'label'}_column"
+            )
     clash = [name for name in frame.columns if name in PREDICTION_COLUMNS]
     if clash:
         raise DataError(f"{source}: column {clash[0]!r} has the name of a prediction column; rename it")
-    texts = [_as_text(value, f"{source}: row {row}, column {config.text_column!r}") for row, value in enumerate(frame[config.text_column], 1)]
-    labels = [_as_label(value, f"{source}: row {row}, column {config.label_column!r}") for row, value in enumerate(frame[config.label_column], 1)]
+    texts = [
+        _as_text(value, f"{source}: row {row}, column {config.text_column!r}")
+        for row, value in enumerate(frame[config.text_column], 1)
+    ]
+    labels = [
+        _as_label(value, f"{source}: row {row}, column {config.label_column!r}")
+        for row, value in enumerate(frame[config.label_column], 1)
+    ]
     _refuse_empty(source, config.text_column, texts)
     _refuse_empty(source, config.label_column, labels)
     return Examples(source, frame, texts, labels, list(range(1, len(frame) + 1)))
@@ -142,10 +97,19 @@ def read_table(source: str, text_column: str = "text", label_column: str = "labe
     if "://" not in source and Path(source).is_dir():
         return _read_folder(Path(source), text_column, label_column)
     name, raw = _decompress(source, _read_bytes(source))
-    parsers: dict[str, Callable[[str, bytes], pd.DataFrame]] = {".csv": _parse_csv, ".tsv": _parse_tsv, ".jsonl": _parse_jsonl, ".ndjson": _parse_jsonl, ".parquet": _parse_parquet}
+    parsers: dict[str, Callable[[str, bytes], pd.DataFrame]] = {
+        ".csv": _parse_csv,
+        ".tsv": _parse_tsv,
+        ".jsonl": _parse_jsonl,
+        ".ndjson": _parse_jsonl,
+        ".parquet": _parse_parquet,
+    }
     suffix = Path(name).suffix.lower()
     if suffix not in parsers:
-        raise DataError(f"{source}: unknown kind of table {suffix or 'without a suffix'!r}; name it {', '.join(_SUFFIXES)}, with .gz, .bz2, .xz or .zip after it where compressed")
+        raise DataError(
+            f"{source}: unknown kind of table {suffix or 'without a suffix'!r}; "
+            f"name it {', '.join(_SUFFIXES)}, with .gz, .bz2, .xz or .zip after it where compressed"
+        )
     if not raw.strip():
         raise DataError(f"{source}: the file is empty")
     frame = parsers[suffix](source, raw)
@@ -163,7 +127,10 @@ def _read_bytes(source: str) -> bytes:
         return Path(source).expanduser().read_bytes()
     except FileNotFoundError:
         raise DataError(f"{source}: no such file{_nearest_file(source)}") from None
-    except (OSError, urllib.error.URLError, ValueError) as error:
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise DataError(f"{source}: cannot be downloaded (HTTP {error.code}, {error.reason})") from None
+    except (OSError, ValueError) as error:  # a URLError is an OSError
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise DataError(f"{source}: cannot be read ({reason})") from None
 
@@ -175,7 +142,11 @@ def _decompress(source: str, raw: bytes) -> tuple[str, bytes]:
     try:
         if suffix == ".zip":
             with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-                members = [member for member in archive.namelist() if not member.endswith("/") and not member.startswith("__MACOSX")]
+                members = [
+                    member
+                    for member in archive.namelist()
+                    if not member.endswith("/") and not member.startswith("__MACOSX")
+                ]
                 if len(members) != 1:
                     raise DataError(f"{source}: holds {len(members)} files; a zipped table holds one")
                 return members[0], archive.read(members[0])
@@ -190,7 +161,9 @@ def _decode(source: str, raw: bytes) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{source}: line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the table as UTF-8") from None
+        raise DataError(
+            f"{source}: line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the table as UTF-8"
+        ) from None
 
 
 def _parse_csv(source: str, raw: bytes) -> pd.DataFrame:
@@ -205,10 +178,17 @@ def _parse_delimited(source: str, raw: bytes, **options: Any) -> pd.DataFrame:
     text = _decode(source, raw)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a first row longer than the header is only a warning
-            return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False, index_col=False, **options)
+            warnings.simplefilter(
+                "error", pd.errors.ParserWarning
+            )  # a first row longer than the header is only a warning
+            return pd.read_csv(
+                io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False, index_col=False, **options
+            )
     except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{source}: {' '.join(str(error).removeprefix('Error tokenizing data. C error: ').split())}; every row needs the header's number of fields") from None
+        raise DataError(
+            f"{source}: {' '.join(str(error).removeprefix('Error tokenizing data. C error: ').split())}; "
+            "every row needs the header's number of fields"
+        ) from None
 
 
 def _parse_jsonl(source: str, raw: bytes) -> pd.DataFrame:
@@ -221,7 +201,10 @@ def _parse_jsonl(source: str, raw: bytes) -> pd.DataFrame:
         except json.JSONDecodeError as error:
             raise DataError(f"{source}: line {number}: not JSON ({error.msg}, character {error.pos + 1})") from None
         if not isinstance(row, dict):
-            raise DataError(f'{source}: line {number}: holds a {type(row).__name__}; every line of a JSONL table is an object such as {{"text": "...", "label": "..."}}')
+            raise DataError(
+                f"{source}: line {number}: holds a {type(row).__name__}; "
+                'every line of a JSONL table is an object such as {"text": "...", "label": "..."}'
+            )
         rows.append(row)
     return pd.DataFrame(rows, dtype=object)
 
@@ -238,9 +221,17 @@ def _read_folder(folder: Path, text_column: str, label_column: str) -> pd.DataFr
     rows = []
     for class_folder in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         for file in sorted(path for path in class_folder.iterdir() if path.is_file() and not path.name.startswith(".")):
-            rows.append({"file": str(file.relative_to(folder)), text_column: _decode(str(file), file.read_bytes()), label_column: class_folder.name})
+            rows.append(
+                {
+                    "file": str(file.relative_to(folder)),
+                    text_column: _decode(str(file), file.read_bytes()),
+                    label_column: class_folder.name,
+                }
+            )
     if not rows:
-        raise DataError(f"{folder}: no files in sub-folders; a folder of texts holds one sub-folder per class, one file per text")
+        raise DataError(
+            f"{folder}: no files in sub-folders; a folder of texts holds one sub-folder per class, one file per text"
+        )
     return pd.DataFrame(rows)
 
 
@@ -272,18 +263,14 @@ def _is_missing(value: Any) -> bool:
 def _refuse_empty(source: str, column: str, values: list[str]) -> None:
     empty = [row for row, value in enumerate(values, 1) if not value.strip()]
     if empty:
-        raise DataError(f"{source}: column {column!r} is empty in {_rows(empty)}: every row needs a text and a label; fill or delete them")
+        raise DataError(
+            f"{source}: column {column!r} is empty in {name_rows(empty)}: every row needs a text and a label; fill or delete them"
+        )
 
 
-def _refuse_unknown_labels(part: Examples, labels: list[str]) -> None:
-    unknown = sorted(set(part.labels) - set(labels))
-    if unknown:
-        rows = [row for row, label in zip(part.rows, part.labels, strict=True) if label in unknown]
-        raise DataError(f"{part.source}: label {', '.join(map(repr, unknown[:_NAMED_ROWS]))} in {_rows(rows)} does not occur in the training table, which has {', '.join(map(repr, labels[:20]))}")
-
-
-def _rows(rows: list[int]) -> str:
-    named = ", ".join(map(str, rows[:_NAMED_ROWS])) + (", ..." if len(rows) > _NAMED_ROWS else "")
+def name_rows(rows: list[int]) -> str:
+    """A count of rows and the first few of them, as in \"7 rows (3, 9, 12, 40, 41, ...)\"."""
+    named = ", ".join(map(str, rows[:NAMED])) + (", ..." if len(rows) > NAMED else "")
     return f"{len(rows):,} row{'s' if len(rows) > 1 else ''} ({named})"
 
 
@@ -298,71 +285,3 @@ def _nearest_file(source: str) -> str:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)
     return f": did you mean {path.parent / near[0]}?" if near else ""
-
-
-# Splitting
-
-
-def _split(table: Examples, config: Config, notes: list[str]) -> tuple[list[int], list[int]]:
-    """Returns the indices of the training and validation rows, each in the table's order.
-
-    Two stratified `train_test_split`s one after the other, training rows first, so that a published split by scikit-learn
-    with the same counts and seed comes out row for row.
-    """
-    total = len(table)
-    num_train, num_valid = _split_sizes(total, config)
-    rare = [label for label, count in Counter(table.labels).items() if count < 2]
-    if rare:
-        row = table.rows[table.labels.index(rare[0])]
-        raise DataError(f"{table.source}: label {rare[0]!r} has one row only (row {row}): a stratified split needs at least two of each; add rows, merge the class into another, or give valid_data")
-    try:
-        train, rest = _stratified(np.arange(total), table.labels, num_train, config.seed)
-        valid, unused = _stratified(rest, table.labels, num_valid, config.seed)
-    except ValueError as error:
-        raise DataError(f"{table.source}: cannot take {num_train:,} training and {num_valid:,} validation rows out of {total:,}: {' '.join(str(error).split())}") from None
-    missing = set(table.labels) - {table.labels[i] for i in train}
-    if missing:
-        raise DataError(f"{table.source}: label {min(missing)!r} has too few rows to split: none is left for training; add rows or raise train_split")
-    if len(unused):
-        notes.append(f"{len(unused):,} of {total:,} rows are not used: train_split and valid_split take {num_train:,} and {num_valid:,}")
-    return sorted(train.tolist()), sorted(valid.tolist())
-
-
-def _split_sizes(total: int, config: Config) -> tuple[int, int]:
-    """Training and validation rows, as counts."""
-
-    def count(share: float) -> int:
-        return int(share) if share >= 1 else max(1, int(share * total + 1e-9))
-
-    valid_split = 0.0 if config.valid_data else config.valid_split
-    if config.train_split is None:
-        num_valid = count(0.1 if valid_split is None else valid_split)
-        return total - num_valid, num_valid
-    num_train = count(config.train_split)
-    if valid_split is None or (config.train_split < 1 and config.train_split + valid_split == 1):
-        return num_train, total - num_train
-    return num_train, count(valid_split) if valid_split else 0
-
-
-def _stratified(rows: np.ndarray, labels: list[str], size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits `size` of the rows off, by label."""
-    if size in (0, len(rows)):
-        return rows[:size], rows[size:]
-    chosen, rest = train_test_split(rows, train_size=size, random_state=seed, stratify=[labels[i] for i in rows])
-    return chosen, rest
-
-
-def _notes(splits: Splits) -> list[str]:
-    """What the user should know of the split: repeated texts across parts, classes without validation rows."""
-    notes = []
-    train_texts = set(splits.train.texts)
-    for name, part in (("validation", splits.valid), ("test", splits.test)):
-        if part is None:
-            continue
-        repeated = [row for row, text in zip(part.rows, part.texts, strict=True) if text in train_texts]
-        if repeated:
-            notes.append(f"{part.source}: the texts of {_rows(repeated)} of the {name} part also occur among the training rows: scores on them flatter")
-        absent = [label for label in splits.labels if label not in set(part.labels)]
-        if absent:
-            notes.append(f"{part.source}: no {name} row has the label {', '.join(map(repr, absent[:20]))}")
-    return notes

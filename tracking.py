@@ -4,6 +4,7 @@ No texts are sent: metrics, the configuration (which names files and columns) an
 """
 
 import os
+
 import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
 
 from pathlib import Path
@@ -87,5 +88,7 @@ def start_run(config: Config, run_directory: Path) -> NoRun:
         return NoRun()
     online = config.wandb_mode != "offline" and wandb.login(prompt=False)
     if config.wandb_mode == "online" and not online:
-        raise ConfigError("wandb_mode=online: nobody is logged in to W&B here; run `wandb login`, or set wandb_mode to auto or offline")
+        raise ConfigError(
+            "wandb_mode=online: nobody is logged in to W&B here; run `wandb login`, or set wandb_mode to auto or offline"
+        )
     return WandbRun(config, run_directory, online)

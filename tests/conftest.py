@@ -1,0 +1,104 @@
+"""A real, tiny TF-Hub encoder, made once per session by the project's own exporter, and helpers around it."""
+
+import os
+import tempfile
+
+# Before anything is imported: nothing of the user's is read or written, and nothing goes online.
+_SCRATCH = tempfile.TemporaryDirectory(prefix="hubtune-tests-")
+os.environ["HUBTUNE_CACHE"] = os.path.join(_SCRATCH.name, "cache")
+os.environ["TFHUB_CACHE_DIR"] = os.path.join(_SCRATCH.name, "tfhub")
+os.environ["WANDB_MODE"] = "offline"
+for name in ("CONFIG_DIR", "CACHE_DIR", "DATA_DIR", "DIR"):
+    os.environ[f"WANDB_{name}"] = os.path.join(_SCRATCH.name, "wandb")
+os.makedirs(os.environ["WANDB_DIR"])
+
+import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tf_keras
+from official.legacy.bert.configs import BertConfig
+from official.nlp.tools import export_tfhub_lib
+
+import encoders
+from config import Config
+from encoders import EncoderPaths, default_encoder, exact_gelu, export_encoder, find_encoder
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("HUBTUNE_DATA", ROOT.parent / "shared" / "data"))
+SAMPLE = ROOT / "samples" / "reviews.csv"
+
+MakeTable = Callable[[list[tuple[str, str]]], str]
+
+
+@pytest.fixture(scope="session")
+def vocab_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Special tokens, letters, and the frequent words of the sample: 500 odd tokens."""
+    counts: dict[str, int] = {}
+    with SAMPLE.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for word in row["text"].lower().split():
+                if word.isalpha() and word.isascii() and len(word) > 1:
+                    counts[word] = counts.get(word, 0) + 1
+    words = sorted(counts, key=lambda word: (-counts[word], word))[:400]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *".,!?'\"-0123456789", *words]
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path.write_text("\n".join(dict.fromkeys(tokens)) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory, vocab_file: str) -> str:
+    """A 2-layer, 16-wide BERT with random weights, uncased, 64 positions."""
+    tf_keras.utils.set_random_seed(1)
+    bert_config = BertConfig(
+        vocab_size=len(Path(vocab_file).read_text(encoding="utf-8").splitlines()),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_act=exact_gelu,
+        max_position_embeddings=64,
+        type_vocab_size=2,
+        initializer_range=0.2,
+    )
+    directory = str(tmp_path_factory.mktemp("hub") / "tiny")
+    export_encoder(directory, export_tfhub_lib.get_bert_encoder(bert_config), bert_config, vocab_file, do_lower_case=True)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_paths(tiny_encoder: str) -> EncoderPaths:
+    return find_encoder(Config(data="-", encoder=tiny_encoder))
+
+
+@pytest.fixture(scope="session")
+def minilm_paths() -> EncoderPaths:
+    """The embedded default, converted once."""
+    default_encoder()
+    return find_encoder(Config(data="-", encoder=encoders.DEFAULT_ENCODER))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> MakeTable:
+    """Writes (text, label) rows as a CSV and returns its path."""
+
+    def write(rows: list[tuple[str, str]]) -> str:
+        path = tmp_path / "table.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+        return str(path)
+
+    return write
+
+
+def real_data(name: str) -> str:
+    """Path of a real table; the test is skipped where it is absent."""
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"no {path}: point HUBTUNE_DATA at the folder that has {name}")
+    return str(path)

@@ -1,0 +1,136 @@
+"""config.py: one validated path from YAML, command line and dict."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+from pydantic import ValidationError
+
+from config import Config, ConfigError, make_config, parse_command_line
+
+
+def parse(*arguments: str) -> Config:
+    return parse_command_line(list(arguments))[0]
+
+
+def test_command_line_beats_yaml_beats_default(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: from_yaml.csv\nepochs: 7\nbatch_size: 8\n")
+    config = parse("--config", str(file), "--epochs", "9")
+    assert (config.data, config.epochs, config.batch_size, config.dropout) == ("from_yaml.csv", 9, 8, Config(data="-").dropout)
+
+
+@pytest.mark.parametrize("spelling", [["--trainable", "false"], ["--trainable=False"], ["--trainable=0"]])
+def test_booleans_are_read_as_people_and_sweeps_write_them(spelling: list[str]) -> None:
+    assert parse("--data=x.csv", *spelling).trainable is False
+    assert parse("--data=x.csv", "--trainable").trainable is True
+
+
+def test_yaml_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: x.csv\nlearning_rate: 3e-5\n")
+    assert yaml.safe_load(file.read_text())["learning_rate"] == "3e-5"  # what YAML makes of it
+    assert parse("--config", str(file)).learning_rate == 3e-5
+
+
+def test_null_on_the_command_line_unsets_a_key_of_the_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: x.csv\nvalid_data: v.csv\n")
+    assert parse("--config", str(file), "--valid_data", "null").valid_data is None
+
+
+def test_tags_are_split_at_commas() -> None:
+    assert parse("--data=x", "--wandb_tags=a, b,").wandb_tags == ["a", "b"]
+
+
+def test_the_written_yaml_reads_back_as_the_same_config(tmp_path: Path) -> None:
+    config = parse("--data=x.csv", "--learning_rate=3e-5", "--wandb_tags=a,b", "--valid_split=0.25")
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    assert parse("--config", str(tmp_path / "c.yaml")) == config
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        Config(data="x").epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, r"epochs=0: .*greater than or equal to 1"),
+        ({"epochs": "two"}, r"epochs='two': .*integer"),
+        ({"learning_rate": -1}, r"learning_rate=-1: .*greater than 0"),
+        ({"pooling": "max"}, r"pooling='max': .*'pooled_output', 'cls' or 'mean'"),
+        ({"dropout": 1}, r"dropout=1: .*less than 1"),
+        ({"train_split": 1.5}, r"train_split=1.5: .*fraction below 1 or a whole number"),
+        ({"valid_split": 1}, r"valid_split=1: .*fraction below 1 or a whole number"),
+        ({"train_split": 0.8, "valid_split": 0.3}, r"train_split=0.8 and valid_split=0.3"),
+        ({"valid_data": "v.csv", "valid_split": 0.1}, r"valid_data and valid_split"),
+        ({"early_stopping_patience": 2, "valid_split": 0}, r"early_stopping_patience needs validation rows"),
+        ({"run_name": "a/b"}, r"run_name='a/b': .*folder's name"),
+        ({"epohcs": 2}, r"unknown key 'epohcs': did you mean 'epochs'\?"),
+        ({"data": None}, r"data=None"),
+    ],
+)
+def test_a_bad_value_is_one_line_naming_key_value_and_what_is_allowed(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config({"data": "x.csv", **values})
+    assert re.search(message, str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data=x.csv", "--epohcs=2"], "unknown argument '--epohcs=2': did you mean 'epochs'?"),
+        (["--data=x.csv", "--epoch", "2"], "unknown argument '--epoch': did you mean 'epochs'?"),
+        ([], "data is missing"),
+        (["--config", "absent.yaml"], "--config absent.yaml: No such file"),
+        (["--data"], "argument --data: expected one argument"),
+    ],
+)
+def test_a_mistyped_command_line_leaves_with_2_and_one_line(arguments: list[str], message: str) -> None:
+    done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_yaml_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "broken.yaml").write_text("a: [\n")
+    with pytest.raises(ConfigError, match=r"list\.yaml: a config file holds `key: value` lines, this one holds list"):
+        parse("--config", str(tmp_path / "list.yaml"))
+    with pytest.raises(ConfigError, match=r"broken\.yaml: not valid YAML"):
+        parse("--config", str(tmp_path / "broken.yaml"))
+
+
+def test_help_names_every_option_with_its_default_and_loads_no_tensorflow() -> None:
+    program = "import sys; sys.argv = ['train.py', '--help']\ntry:\n    exec(compile(open('train.py').read(), 'train.py', 'exec'))\n"
+    program += "finally:\n    assert not {'tensorflow', 'pandas', 'wandb'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    text = " ".join(done.stdout.split())
+    for name, field in Config.model_fields.items():
+        assert f"--{name} " in text
+        assert str(field.description) in text.replace("- ", "-") or str(field.description) in text
+    assert "[all-MiniLM-L6-v2]" in text.replace("- ", "-")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_shipped_yaml_is_valid(file: Path) -> None:
+    assert parse("--config", str(file)).data
+
+
+def test_the_readme_table_is_the_config() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    expected = []
+    for name, field in Config.model_fields.items():
+        default = "required" if field.is_required() else f"`{yaml.safe_dump(field.default, default_flow_style=True).split(chr(10))[0]}`"
+        expected.append((name, default, str(field.description)))
+    assert rows == expected

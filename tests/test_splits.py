@@ -1,0 +1,114 @@
+"""splits.py: stratified, seeded, complete, and honest about repeated texts."""
+
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import MakeTable, real_data
+from sklearn.model_selection import train_test_split
+
+from config import Config, DataError
+from splits import load_splits, sort_labels
+
+ROWS = [(f"text {i}", "rare" if i % 10 == 0 else "common") for i in range(200)]
+
+
+def test_by_default_a_tenth_validates_with_each_label_in_proportion(table: MakeTable) -> None:
+    splits = load_splits(Config(data=table(ROWS)))
+    assert splits.valid is not None
+    assert Counter(splits.train.labels) == {"common": 162, "rare": 18}
+    assert Counter(splits.valid.labels) == {"common": 18, "rare": 2}
+    assert sorted(splits.train.rows + splits.valid.rows) == list(range(1, 201))
+    assert splits.notes == []
+
+
+def test_parts_keep_the_order_of_the_table(table: MakeTable) -> None:
+    splits = load_splits(Config(data=table(ROWS), valid_split=0.25))
+    assert splits.valid is not None
+    for part in (splits.train, splits.valid):
+        assert part.rows == sorted(part.rows)
+        assert part.texts == [ROWS[row - 1][0] for row in part.rows] == list(part.frame["text"])
+
+
+def test_the_seed_decides_the_split(table: MakeTable) -> None:
+    def valid_rows(seed: int) -> list[int]:
+        valid = load_splits(Config(data=path, seed=seed)).valid
+        assert valid is not None
+        return valid.rows
+
+    path = table(ROWS)
+    assert valid_rows(1) == valid_rows(1) != valid_rows(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "train", "valid", "unused"),
+    [
+        ({"train_split": 0.8}, 160, 40, 0),
+        ({"train_split": 0.8, "valid_split": 0.2}, 160, 40, 0),
+        ({"train_split": 0.3, "valid_split": 0.1}, 60, 20, 120),
+        ({"train_split": 100, "valid_split": 50}, 100, 50, 50),
+        ({"valid_split": 30}, 170, 30, 0),
+        ({"valid_split": 0}, 200, 0, 0),
+        ({"train_split": 0.5, "valid_split": 0}, 100, 0, 100),
+    ],
+)
+def test_splits_are_fractions_or_counts_and_unused_rows_are_told(table: MakeTable, options: dict[str, float], train: int, valid: int, unused: int) -> None:
+    splits = load_splits(Config(data=table(ROWS), **options))  # type: ignore[arg-type]
+    assert (len(splits.train), len(splits.valid) if splits.valid else 0) == (train, valid)
+    assert [note.split(" rows")[0] for note in splits.notes] == ([f"{unused} of 200"] if unused else [])
+
+
+def test_a_published_split_by_scikit_learn_comes_out_row_for_row() -> None:
+    path = real_data("quora_train.csv")
+    frame = pd.read_csv(path)
+    train, rest = train_test_split(frame, train_size=0.1, random_state=42, stratify=frame["target"])
+    valid, _ = train_test_split(rest, train_size=0.01, random_state=42, stratify=rest["target"])
+    ours = load_splits(Config(data=path, text_column="question_text", label_column="target", train_split=0.1, valid_split=len(valid)))
+    assert ours.valid is not None
+    assert ours.train.texts == train.sort_index()["question_text"].tolist()
+    assert ours.valid.texts == valid.sort_index()["question_text"].tolist()
+
+
+def test_integer_labels_sort_as_numbers_and_the_last_is_positive() -> None:
+    assert sort_labels({"10", "9", "-1"}) == ["-1", "9", "10"]
+    assert sort_labels({"pos", "neg"}) == ["neg", "pos"]
+
+
+def test_repeated_texts_across_parts_are_counted(table: MakeTable, tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("text,label\ntext 1,common\nnew,rare\ntext 2,common\n")
+    splits = load_splits(Config(data=table(ROWS), valid_split=0, test_data=str(tmp_path / "test.csv")))
+    assert splits.notes == [f"{tmp_path / 'test.csv'}: 2 rows (1, 3) of the test part repeat the text of a training row; scores on them flatter"]
+
+
+def test_a_label_that_validation_lacks_is_told(table: MakeTable, tmp_path: Path) -> None:
+    (tmp_path / "valid.csv").write_text("text,label\nnew,common\n")
+    splits = load_splits(Config(data=table(ROWS), valid_data=str(tmp_path / "valid.csv")))
+    assert splits.notes == [f"{tmp_path / 'valid.csv'}: no validation row has the label 'rare'"]
+    assert len(splits.train) == 200
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([("x", "a"), ("y", "a")], {}, "column 'label' holds one class only ('a')"),
+        ([*ROWS, ("x", "single")], {}, "label 'single' has one row only (row 201)"),
+        (ROWS, {"valid_split": 1e-9}, "cannot take 199 training and 1 validation rows out of 200"),
+        (ROWS, {"train_split": 150, "valid_split": 100}, "cannot take 150 training and 100 validation rows out of 200"),
+        (ROWS, {"valid_split": 500}, "cannot take -300 training and 500 validation rows"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(table: MakeTable, rows: list[tuple[str, str]], options: dict[str, float], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load_splits(Config(data=table(rows), **options))  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_label_in_validation_or_test_is_refused_with_its_rows(table: MakeTable, tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("text,label\nx,common\ny,Rare\n")
+    path = table(ROWS)
+    for key in ("valid_data", "test_data"):
+        with pytest.raises(DataError) as caught:
+            load_splits(Config(data=path, **{key: str(tmp_path / "other.csv")}))  # type: ignore[arg-type]
+        assert "label 'Rare' in 1 row (2) is unknown: the training table has 'common', 'rare'" in str(caught.value)

@@ -1,0 +1,170 @@
+"""tables.py: what is read comes out as it stands; what cannot be used is refused in one line."""
+
+import bz2
+import functools
+import gzip
+import http.server
+import lzma
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import MakeTable
+
+from config import Config, DataError
+from tables import Examples, read_examples, read_table
+
+TEXTS = ["NA", "null", "tab\tand, comma", 'a "quoted" word', "two\nlines", "naïve café 🥭", " spaced "]
+LABELS = ["a", "b", "a", "b", "a", "b", "NA"]
+FRAME = pd.DataFrame({"text": TEXTS, "label": LABELS})
+
+
+def read(path: Path | str) -> Examples:
+    return read_examples(str(path), Config(data=str(path)))
+
+
+def refusal(path: Path | str) -> str:
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".zip"])
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
+def test_every_kind_and_compression_gives_the_same_examples(tmp_path: Path, kind: str, suffix: str) -> None:
+    plain = tmp_path / f"t{kind}"
+    if kind == ".csv":
+        FRAME.to_csv(plain, index=False)
+    elif kind == ".jsonl":
+        FRAME.to_json(plain, orient="records", lines=True, force_ascii=False)
+    else:
+        FRAME.to_parquet(plain)
+    path = tmp_path / f"t{kind}{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(plain, plain.name)
+    elif suffix:
+        path.write_bytes({".gz": gzip, ".bz2": bz2, ".xz": lzma}[suffix].compress(plain.read_bytes()))
+    examples = read(path)
+    assert (examples.texts, examples.labels, examples.rows) == (TEXTS, LABELS, [1, 2, 3, 4, 5, 6, 7])
+
+
+def test_a_quote_mark_in_a_tsv_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text('text\tlabel\n"he said\ta\nshe said"\tb\n')
+    assert read(path).texts == ['"he said', 'she said"']
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\xef\xbb\xbftext,label\nx,a\n")
+    assert read(path).texts == ["x"]
+
+
+def test_integer_labels_become_their_digits_whatever_the_file_made_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"text": ["x", "y"], "label": [0.0, 1.0]}).to_parquet(path)
+    assert read(path).labels == ["0", "1"]
+    pd.DataFrame({"text": ["x", "y"], "label": [0, 1]}).to_parquet(path)
+    assert read(path).labels == ["0", "1"]
+    (tmp_path / "t.jsonl").write_text('{"text": "x", "label": 0}\n\n{"text": "y", "label": true}\n')
+    assert read(tmp_path / "t.jsonl").labels == ["0", "True"]
+
+
+def test_a_folder_of_classes_is_a_table(tmp_path: Path) -> None:
+    for name, text in (("pos/1.txt", "good"), ("pos/2.txt", "two\nlines"), ("neg/1.txt", "bad"), (".git/x", "hidden"), ("neg/.DS_Store", "hidden")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    examples = read(tmp_path)
+    assert (examples.texts, examples.labels) == (["bad", "good", "two\nlines"], ["neg", "pos", "pos"])
+    assert list(examples.frame["file"]) == ["neg/1.txt", "pos/1.txt", "pos/2.txt"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_a_zipped_csv_is_read_from_a_url(tmp_path: Path, server: str) -> None:
+    FRAME.to_csv(tmp_path / "t.csv", index=False)
+    with zipfile.ZipFile(tmp_path / "t.csv.zip", "w") as archive:
+        archive.write(tmp_path / "t.csv", "t.csv")
+    assert read(f"{server}/t.csv.zip").texts == TEXTS
+    assert "absent.csv: cannot be downloaded (HTTP 404," in refusal(f"{server}/absent.csv")
+
+
+def test_the_input_columns_are_kept_as_strings_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,text,label\n007,x,a\n,y,1.50\n")
+    assert read(path).frame.to_dict("list") == {"id": ["007", ""], "text": ["x", "y"], "label": ["a", "1.50"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", "t.csv: the file is empty"),
+        ("t.csv", b" \n\n", "t.csv: the file is empty"),
+        ("t.csv", b"text,label\n", "t.csv: a header but no rows"),
+        ("t.csv", b"txt,label\nx,a\n", "no column 'text': did you mean 'txt'? The table has 'txt', 'label'; set text_column"),
+        ("t.csv", b"text,class\nx,a\n", "no column 'label' The table has 'text', 'class'; set label_column"),
+        ("t.csv", b"text,label\nx,a\n,b\n \t,a\n", "column 'text' is empty in 2 rows (2, 3)"),
+        ("t.csv", b"text,label\nx,\ny,b\n", "column 'label' is empty in 1 row (1)"),
+        ("t.csv", b"text,label\nx,a\ncaf\xe9,b\n", "line 3: byte 0xe9 is not UTF-8"),
+        ("t.csv", b"text,label\nx,a,more\ny,b\n", "every row needs the header's number of fields"),
+        ("t.csv", b"text,label\nx,a\ny,b,more\n", "Expected 2 fields in line 3, saw 3"),
+        ("t.csv", b'text,label\n"x,a\ny,b\n', "EOF inside string starting at row"),
+        ("t.csv", b"text,label,probability\nx,a,1\n", "column 'probability' has the name of a prediction column"),
+        ("t.xlsx", b"text,label\n", "unknown kind of table '.xlsx'; name it .csv, .tsv, .jsonl"),
+        ("t", b"text,label\n", "unknown kind of table 'without a suffix'"),
+        ("t.csv.gz", b"text,label\n", "broken .gz file"),
+        ("t.csv.zip", b"text,label\n", "broken .zip file"),
+        ("t.parquet", b"text,label\n", "not a Parquet table"),
+        ("t.jsonl", b'{"text": "x", "label": "a"}\n{"text": \n', "line 2: not JSON"),
+        ("t.jsonl", b'["x", "a"]\n', "line 1: holds a list"),
+        ("t.jsonl", b'{"text": "x", "label": "a"}\n{"label": "a"}\n{"text": null, "label": "b"}\n', "column 'text' is empty in 2 rows (2, 3)"),
+        ("t.jsonl", b'{"text": 3, "label": "a"}\n', "row 1, column 'text': holds int 3, not a text"),
+        ("t.jsonl", b'{"text": "x", "label": ["a"]}\n', "row 1, column 'label': holds list ['a']; a label is a string or an integer"),
+        ("t.jsonl", b'{"text": "x", "label": 0.5}\n', "row 1, column 'label': holds float 0.5; a label is a string or an integer"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_the_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert message in refusal(tmp_path / name)
+
+
+def test_many_empty_rows_are_counted_and_the_first_named(table: MakeTable) -> None:
+    assert "is empty in 9 rows (1, 2, 3, 4, 5, ...)" in refusal(table([("", "a")] * 9))
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("text,label\nx,a\n")
+    assert refusal(tmp_path / "revews.csv").endswith(f"no such file: did you mean {tmp_path / 'reviews.csv'}?")
+
+
+def test_a_zip_of_two_tables_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.writestr("a.csv", "text,label\n")
+        archive.writestr("b.csv", "text,label\n")
+    assert "holds 2 files" in refusal(tmp_path / "t.zip")
+
+
+def test_an_undecodable_text_file_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pos").mkdir()
+    (tmp_path / "pos" / "1.txt").write_bytes(b"fine\n\xff\n")
+    assert f"{tmp_path / 'pos' / '1.txt'}: line 2: byte 0xff" in refusal(tmp_path)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no files in sub-folders"):
+        read_table(str(tmp_path))
