@@ -44,7 +44,7 @@ class Config(BaseModel):
 
     # Data
     data: str = Field(
-        description="table to train on: CSV, TSV, JSONL or Parquet, plain or compressed, path or URL; or a folder with a sub-folder per class"
+        description="table to train on: CSV, TSV, JSONL or Parquet, plain or compressed, path or URL; or a folder per class"
     )
     valid_data: str | None = Field(None, description="table with the validation rows, instead of a split of `data`")
     test_data: str | None = Field(None, description="table that is only scored, once, after training")
@@ -97,7 +97,7 @@ class Config(BaseModel):
     early_stopping_patience: int = Field(
         0,
         ge=0,
-        description="stop after so many epochs without a better `monitor`, keep the best weights; 0: all epochs, the last weights",
+        description="stop after so many epochs without a better `monitor`, keep the best weights; 0: keep the last",
     )
     monitor: Literal["val_loss", "val_accuracy", "val_macro_f1", "val_f1", "val_average_precision"] = Field(
         "val_macro_f1", description="validation metric that early stopping and the best weights go by"

@@ -130,7 +130,7 @@ def _build_once(name: str, build: Callable[[str], None]) -> str:
                     raise
     except OSError as error:
         raise DataError(
-            f"cannot write the encoder cache {target.parent} ({error.strerror}): make room, or set HUBTUNE_CACHE to another folder"
+            f"cannot write the encoder cache {target.parent} ({error.strerror}): make room, or set HUBTUNE_CACHE"
         ) from error
     return str(target)
 

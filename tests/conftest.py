@@ -45,7 +45,17 @@ def vocab_file(tmp_path_factory: pytest.TempPathFactory) -> str:
                     counts[word] = counts.get(word, 0) + 1
     words = sorted(counts, key=lambda word: (-counts[word], word))[:400]
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *".,!?'\"-0123456789", *words]
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *(f"##{c}" for c in letters),
+        *".,!?'\"-0123456789",
+        *words,
+    ]
     path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
     path.write_text("\n".join(dict.fromkeys(tokens)) + "\n", encoding="utf-8")
     return str(path)
@@ -67,7 +77,9 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory, vocab_file: str) -> s
         initializer_range=0.2,
     )
     directory = str(tmp_path_factory.mktemp("hub") / "tiny")
-    export_encoder(directory, export_tfhub_lib.get_bert_encoder(bert_config), bert_config, vocab_file, do_lower_case=True)
+    export_encoder(
+        directory, export_tfhub_lib.get_bert_encoder(bert_config), bert_config, vocab_file, do_lower_case=True
+    )
     return directory
 
 

@@ -22,7 +22,12 @@ def test_command_line_beats_yaml_beats_default(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("data: from_yaml.csv\nepochs: 7\nbatch_size: 8\n")
     config = parse("--config", str(file), "--epochs", "9")
-    assert (config.data, config.epochs, config.batch_size, config.dropout) == ("from_yaml.csv", 9, 8, Config(data="-").dropout)
+    assert (config.data, config.epochs, config.batch_size, config.dropout) == (
+        "from_yaml.csv",
+        9,
+        8,
+        Config(data="-").dropout,
+    )
 
 
 @pytest.mark.parametrize("spelling", [["--trainable", "false"], ["--trainable=False"], ["--trainable=0"]])
@@ -95,7 +100,9 @@ def test_a_bad_value_is_one_line_naming_key_value_and_what_is_allowed(values: di
     ],
 )
 def test_a_mistyped_command_line_leaves_with_2_and_one_line(arguments: list[str], message: str) -> None:
-    done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
@@ -112,7 +119,7 @@ def test_a_yaml_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
 
 
 def test_help_names_every_option_with_its_default_and_loads_no_tensorflow() -> None:
-    program = "import sys; sys.argv = ['train.py', '--help']\ntry:\n    exec(compile(open('train.py').read(), 'train.py', 'exec'))\n"
+    program = "import runpy, sys; sys.argv = ['train.py', '--help']\ntry:\n    runpy.run_path('train.py', run_name='__main__')\n"
     program += "finally:\n    assert not {'tensorflow', 'pandas', 'wandb'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     text = " ".join(done.stdout.split())
@@ -128,9 +135,15 @@ def test_every_shipped_yaml_is_valid(file: Path) -> None:
 
 
 def test_the_readme_table_is_the_config() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.*?) \| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     expected = []
     for name, field in Config.model_fields.items():
-        default = "required" if field.is_required() else f"`{yaml.safe_dump(field.default, default_flow_style=True).split(chr(10))[0]}`"
+        default = (
+            "required"
+            if field.is_required()
+            else f"`{yaml.safe_dump(field.default, default_flow_style=True).split(chr(10))[0]}`"
+        )
         expected.append((name, default, str(field.description)))
     assert rows == expected

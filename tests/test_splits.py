@@ -53,8 +53,10 @@ def test_the_seed_decides_the_split(table: MakeTable) -> None:
         ({"train_split": 0.5, "valid_split": 0}, 100, 0, 100),
     ],
 )
-def test_splits_are_fractions_or_counts_and_unused_rows_are_told(table: MakeTable, options: dict[str, float], train: int, valid: int, unused: int) -> None:
-    splits = load_splits(Config(data=table(ROWS), **options))  # type: ignore[arg-type]
+def test_splits_are_fractions_or_counts_and_unused_rows_are_told(
+    table: MakeTable, options: dict[str, float], train: int, valid: int, unused: int
+) -> None:
+    splits = load_splits(Config(data=table(ROWS), **options))
     assert (len(splits.train), len(splits.valid) if splits.valid else 0) == (train, valid)
     assert [note.split(" rows")[0] for note in splits.notes] == ([f"{unused} of 200"] if unused else [])
 
@@ -64,7 +66,9 @@ def test_a_published_split_by_scikit_learn_comes_out_row_for_row() -> None:
     frame = pd.read_csv(path)
     train, rest = train_test_split(frame, train_size=0.1, random_state=42, stratify=frame["target"])
     valid, _ = train_test_split(rest, train_size=0.01, random_state=42, stratify=rest["target"])
-    ours = load_splits(Config(data=path, text_column="question_text", label_column="target", train_split=0.1, valid_split=len(valid)))
+    ours = load_splits(
+        Config(data=path, text_column="question_text", label_column="target", train_split=0.1, valid_split=len(valid))
+    )
     assert ours.valid is not None
     assert ours.train.texts == train.sort_index()["question_text"].tolist()
     assert ours.valid.texts == valid.sort_index()["question_text"].tolist()
@@ -78,7 +82,9 @@ def test_integer_labels_sort_as_numbers_and_the_last_is_positive() -> None:
 def test_repeated_texts_across_parts_are_counted(table: MakeTable, tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("text,label\ntext 1,common\nnew,rare\ntext 2,common\n")
     splits = load_splits(Config(data=table(ROWS), valid_split=0, test_data=str(tmp_path / "test.csv")))
-    assert splits.notes == [f"{tmp_path / 'test.csv'}: 2 rows (1, 3) of the test part repeat the text of a training row; scores on them flatter"]
+    assert splits.notes == [
+        f"{tmp_path / 'test.csv'}: 2 rows (1, 3) of the test part repeat the text of a training row; scores on them flatter"
+    ]
 
 
 def test_a_label_that_validation_lacks_is_told(table: MakeTable, tmp_path: Path) -> None:
@@ -98,9 +104,11 @@ def test_a_label_that_validation_lacks_is_told(table: MakeTable, tmp_path: Path)
         (ROWS, {"valid_split": 500}, "cannot take -300 training and 500 validation rows"),
     ],
 )
-def test_what_cannot_be_split_is_refused(table: MakeTable, rows: list[tuple[str, str]], options: dict[str, float], message: str) -> None:
+def test_what_cannot_be_split_is_refused(
+    table: MakeTable, rows: list[tuple[str, str]], options: dict[str, float], message: str
+) -> None:
     with pytest.raises(DataError) as caught:
-        load_splits(Config(data=table(rows), **options))  # type: ignore[arg-type]
+        load_splits(Config(data=table(rows), **options))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -110,5 +118,5 @@ def test_an_unknown_label_in_validation_or_test_is_refused_with_its_rows(table: 
     path = table(ROWS)
     for key in ("valid_data", "test_data"):
         with pytest.raises(DataError) as caught:
-            load_splits(Config(data=path, **{key: str(tmp_path / "other.csv")}))  # type: ignore[arg-type]
+            load_splits(Config(data=path, **{key: str(tmp_path / "other.csv")}))
         assert "label 'Rare' in 1 row (2) is unknown: the training table has 'common', 'rare'" in str(caught.value)

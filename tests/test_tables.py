@@ -76,7 +76,13 @@ def test_integer_labels_become_their_digits_whatever_the_file_made_of_them(tmp_p
 
 
 def test_a_folder_of_classes_is_a_table(tmp_path: Path) -> None:
-    for name, text in (("pos/1.txt", "good"), ("pos/2.txt", "two\nlines"), ("neg/1.txt", "bad"), (".git/x", "hidden"), ("neg/.DS_Store", "hidden")):
+    for name, text in (
+        ("pos/1.txt", "good"),
+        ("pos/2.txt", "two\nlines"),
+        ("neg/1.txt", "bad"),
+        (".git/x", "hidden"),
+        ("neg/.DS_Store", "hidden"),
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     examples = read(tmp_path)
@@ -116,7 +122,11 @@ def test_the_input_columns_are_kept_as_strings_untouched(tmp_path: Path) -> None
         ("t.csv", b"", "t.csv: the file is empty"),
         ("t.csv", b" \n\n", "t.csv: the file is empty"),
         ("t.csv", b"text,label\n", "t.csv: a header but no rows"),
-        ("t.csv", b"txt,label\nx,a\n", "no column 'text': did you mean 'txt'? The table has 'txt', 'label'; set text_column"),
+        (
+            "t.csv",
+            b"txt,label\nx,a\n",
+            "no column 'text': did you mean 'txt'? The table has 'txt', 'label'; set text_column",
+        ),
         ("t.csv", b"text,class\nx,a\n", "no column 'label' The table has 'text', 'class'; set label_column"),
         ("t.csv", b"text,label\nx,a\n,b\n \t,a\n", "column 'text' is empty in 2 rows (2, 3)"),
         ("t.csv", b"text,label\nx,\ny,b\n", "column 'label' is empty in 1 row (1)"),
@@ -132,10 +142,22 @@ def test_the_input_columns_are_kept_as_strings_untouched(tmp_path: Path) -> None
         ("t.parquet", b"text,label\n", "not a Parquet table"),
         ("t.jsonl", b'{"text": "x", "label": "a"}\n{"text": \n', "line 2: not JSON"),
         ("t.jsonl", b'["x", "a"]\n', "line 1: holds a list"),
-        ("t.jsonl", b'{"text": "x", "label": "a"}\n{"label": "a"}\n{"text": null, "label": "b"}\n', "column 'text' is empty in 2 rows (2, 3)"),
+        (
+            "t.jsonl",
+            b'{"text": "x", "label": "a"}\n{"label": "a"}\n{"text": null, "label": "b"}\n',
+            "column 'text' is empty in 2 rows (2, 3)",
+        ),
         ("t.jsonl", b'{"text": 3, "label": "a"}\n', "row 1, column 'text': holds int 3, not a text"),
-        ("t.jsonl", b'{"text": "x", "label": ["a"]}\n', "row 1, column 'label': holds list ['a']; a label is a string or an integer"),
-        ("t.jsonl", b'{"text": "x", "label": 0.5}\n', "row 1, column 'label': holds float 0.5; a label is a string or an integer"),
+        (
+            "t.jsonl",
+            b'{"text": "x", "label": ["a"]}\n',
+            "row 1, column 'label': holds list ['a']; a label is a string or an integer",
+        ),
+        (
+            "t.jsonl",
+            b'{"text": "x", "label": 0.5}\n',
+            "row 1, column 'label': holds float 0.5; a label is a string or an integer",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:

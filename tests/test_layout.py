@@ -1,0 +1,64 @@
+"""The shape of the project: which module imports which, and what loads when."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+ALLOWED = {
+    "config": set(),
+    "runtime": {"config"},
+    "tables": {"config"},
+    "splits": {"config", "tables"},
+    "encoders": {"config", "runtime"},
+    "data": {"runtime"},
+    "optimization": {"runtime"},
+    "tracking": {"config", "runtime"},
+    "model": {"config", "data", "encoders", "optimization", "runtime"},
+    "evaluation": {"data", "model", "runtime", "tables"},
+    "train": {"config", "data", "encoders", "evaluation", "model", "runtime", "splits", "tables", "tracking"},
+}
+
+
+def imported(module: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names & ALLOWED.keys()
+
+
+def test_imports_run_one_way() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == ALLOWED.keys()
+    assert {name: imported(ROOT / f"{name}.py") for name in ALLOWED} == ALLOWED
+
+
+@pytest.mark.parametrize("module", ["config", "tables", "splits"])
+def test_options_and_tables_need_no_tensorflow(module: str) -> None:
+    subprocess.run(
+        [sys.executable, "-c", f"import sys, {module}; assert 'tensorflow' not in sys.modules"], cwd=ROOT, check=True
+    )
+
+
+def test_tensorflow_imported_with_keras_3_is_told_in_one_sentence() -> None:
+    program = "import os; os.environ.pop('TF_USE_LEGACY_KERAS', None)\nimport tensorflow as tf; tf.keras\nimport model"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (
+        "ImportError: TensorFlow was imported with Keras 3 before hubtune could choose Keras 2: restart Python"
+        in done.stderr
+    )
+
+
+def test_tensorflow_imported_with_keras_2_is_fine() -> None:
+    program = "import os; os.environ['TF_USE_LEGACY_KERAS'] = '1'\nimport tensorflow as tf; tf.keras\nimport runtime"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_readme_maps_every_module() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in ALLOWED if f"{name}.py " not in readme] == []

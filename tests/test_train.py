@@ -1,0 +1,315 @@
+"""train.py end to end, with a real tiny hub encoder on the bundled reviews."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+import yaml
+from conftest import ROOT, SAMPLE, MakeTable
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss
+
+from config import Config, ConfigError, DataError, HubtuneError
+from encoders import EncoderPaths
+from train import Result, train
+
+
+def settings(paths: EncoderPaths, output: Path, **options: Any) -> Config:
+    defaults = {
+        "data": str(SAMPLE),
+        "encoder": paths.encoder,
+        "max_seq_length": 64,
+        "epochs": 2,
+        "learning_rate": 3e-3,
+        "precision": "float32",
+        "output_dir": str(output),
+        "run_name": "run",
+        "wandb_mode": "disabled",
+    }
+    return Config(**(defaults | options))
+
+
+@pytest.fixture(scope="module")
+def run(tiny_paths: EncoderPaths, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """One training with validation and test rows, as most tests below look at it."""
+    folder = tmp_path_factory.mktemp("runs")
+    frame = pd.read_csv(SAMPLE, keep_default_na=False)
+    frame[:500].to_csv(folder / "train.csv", index=False)
+    frame[500:].assign(id=range(152)).to_csv(folder / "test.csv", index=False)
+    config = settings(
+        tiny_paths,
+        folder,
+        data=str(folder / "train.csv"),
+        test_data=str(folder / "test.csv"),
+        valid_split=0.2,
+        epochs=3,
+    )
+    return train(config)
+
+
+def serve(run_directory: Path, texts: list[str]) -> dict[str, np.ndarray]:
+    signature = tf.saved_model.load(str(run_directory / "model")).signatures["serving_default"]
+    return {name: value.numpy() for name, value in signature(text=tf.constant(texts)).items()}
+
+
+def test_the_run_directory_holds_what_the_contract_says(run: Result) -> None:
+    assert {path.name for path in run.run_directory.iterdir()} == {
+        "config.yaml",
+        "history.csv",
+        "metrics.json",
+        "model",
+        "valid_predictions.csv",
+    }
+    assert Config(**yaml.safe_load((run.run_directory / "config.yaml").read_text())).epochs == 3
+    report = json.loads((run.run_directory / "metrics.json").read_text())
+    assert report == run.metrics
+    assert (report["task"], report["labels"], report["threshold"]) == ("binary", ["negative", "positive"], 0.5)
+    assert (report["train"]["examples"], report["valid"]["examples"], report["test"]["examples"]) == (400, 100, 152)
+    assert report["train"]["epochs_run"] == 3
+    assert report["train"]["steps_run"] == 3 * 13
+    assert report["train"]["examples_per_second"] == pytest.approx(1200 / report["train"]["seconds"])
+    assert report["environment"]["seed"] == 42
+    assert report["environment"]["precision"] == "float32"
+
+
+def test_the_test_metrics_are_those_of_the_exported_model_on_the_test_rows(run: Result) -> None:
+    frame = pd.read_csv(run.run_directory.parent / "test.csv", keep_default_na=False)
+    given = serve(run.run_directory, frame["text"].tolist())
+    truth = (frame["label"] == "positive").to_numpy().astype(int)
+    positive = given["probabilities"][:, 1]
+    predicted = (given["label"] == b"positive").astype(int)
+    expected = {
+        "examples": 152,
+        "loss": log_loss(truth, positive),
+        "accuracy": accuracy_score(truth, predicted),
+        "macro_f1": f1_score(truth, predicted, average="macro"),
+        "f1": f1_score(truth, predicted),
+        "average_precision": average_precision_score(truth, positive),
+    }
+    assert run.metrics["test"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_valid_predictions_keep_the_input_columns_and_order_beside_the_served_scores(run: Result) -> None:
+    predictions = pd.read_csv(run.run_directory / "valid_predictions.csv", keep_default_na=False)
+    assert list(predictions.columns) == [
+        "text",
+        "label",
+        "predicted_label",
+        "probability",
+        "probability_negative",
+        "probability_positive",
+    ]
+    table = pd.read_csv(run.run_directory.parent / "train.csv", keep_default_na=False)
+    places = [table["text"].tolist().index(text) for text in predictions["text"]]
+    assert places == sorted(places)
+    assert table["label"].iloc[places].tolist() == predictions["label"].tolist()
+    given = serve(run.run_directory, predictions["text"].tolist())
+    assert [label.decode() for label in given["label"]] == predictions["predicted_label"].tolist()
+    np.testing.assert_allclose(predictions["probability_positive"], given["probabilities"][:, 1], atol=1e-5)
+    np.testing.assert_allclose(predictions["probability"], given["probability"], atol=1e-5)
+
+
+def test_history_has_a_line_per_epoch_and_the_last_is_the_reported_score(run: Result) -> None:
+    history = pd.read_csv(run.run_directory / "history.csv")
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    for name in ("loss", "accuracy", "macro_f1", "f1", "average_precision"):
+        assert history[f"val_{name}"].iloc[-1] == pytest.approx(run.metrics["valid"][name], abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
+    def losses(name: str, seed: int) -> list[float]:
+        train(settings(tiny_paths, tmp_path, run_name=name, seed=seed, epochs=1))
+        return pd.read_csv(tmp_path / name / "history.csv")[["loss", "val_loss"]].iloc[0].tolist()
+
+    first = losses("a", 1)
+    assert losses("b", 1) == pytest.approx(first, abs=1e-5)
+    assert losses("c", 2) != pytest.approx(first, abs=1e-5)
+
+
+def test_early_stopping_restores_the_best_weights(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
+    """At this rate the model overfits at once, so that later epochs are worse than the best."""
+    config = settings(
+        tiny_paths,
+        tmp_path,
+        epochs=12,
+        learning_rate=1e-2,
+        early_stopping_patience=2,
+        monitor="val_loss",
+        valid_split=0.3,
+    )
+    result = train(config)
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    best = int(history["val_loss"].to_numpy().argmin())
+    assert len(history) == best + 3 < 12
+    assert result.metrics["valid"]["loss"] == pytest.approx(history["val_loss"].min(), abs=1e-5)
+    assert result.metrics["valid"]["loss"] < history["val_loss"].iloc[-1] - 1e-3
+
+
+def test_more_than_two_labels_train_as_multiclass(tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable) -> None:
+    rows = [(f"{word} {i}", str(number)) for i in range(20) for number, word in ((2, "good"), (10, "bad"), (1, "it"))]
+    result = train(settings(tiny_paths, tmp_path, data=table(rows), epochs=1))
+    assert (result.metrics["task"], result.metrics["labels"]) == ("multiclass", ["1", "2", "10"])
+    assert result.metrics["valid"].keys() == {"examples", "loss", "accuracy", "macro_f1", "average_precision"}
+    assert serve(result.run_directory, ["it"])["probabilities"].shape == (1, 3)
+
+
+def test_a_second_run_into_the_first_is_refused_and_the_first_kept(run: Result, tiny_paths: EncoderPaths) -> None:
+    with pytest.raises(DataError, match=r"run directory .*run is not empty: choose another run_name"):
+        train(settings(tiny_paths, run.run_directory.parent))
+    assert json.loads((run.run_directory / "metrics.json").read_text()) == run.metrics
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"data": "absent.csv"}, DataError, "absent.csv: no such file"),
+        ({"text_column": "txt"}, DataError, "no column 'txt': did you mean 'text'"),
+        ({"encoder": "absent"}, DataError, "encoder=absent: no saved_model.pb there"),
+        ({"max_seq_length": 65}, ConfigError, "64 positions"),
+        ({"learning_rate": 1e30}, HubtuneError, "the loss became nan in epoch"),
+    ],
+)
+def test_a_mistake_writes_no_run(
+    tiny_paths: EncoderPaths, tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(settings(tiny_paths, tmp_path, **options))
+    assert not (tmp_path / "run" / "model").exists()
+    if "learning_rate" not in options:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_f1_of_the_positive_class_cannot_be_monitored_without_one(
+    tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable
+) -> None:
+    rows = [(f"{label} {i}", label) for i in range(20) for label in "abc"]
+    with pytest.raises(ConfigError, match="monitor=val_f1: .*use val_macro_f1"):
+        train(settings(tiny_paths, tmp_path / "out", data=table(rows), monitor="val_f1"))
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "train.py", *arguments]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [(["--data", "absent.csv"], 1, "absent.csv: no such file"), (["--data", "x", "--epochs=0"], 2, "epochs='0'")],
+)
+def test_the_command_tells_a_mistake_in_one_line_without_a_traceback(
+    arguments: list[str], code: int, message: str
+) -> None:
+    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    debugged = subprocess.run(command(*arguments, "--debug"), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert debugged.returncode != 0
+    assert "Traceback" in debugged.stderr
+
+
+def test_ctrl_c_keeps_what_is_trained(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
+    arguments = command(
+        *(
+            "--data",
+            str(SAMPLE),
+            "--encoder",
+            tiny_paths.encoder,
+            "--max_seq_length",
+            "64",
+            "--epochs",
+            "5000",
+            "--learning_rate",
+            "1e-3",
+        ),
+        *("--output_dir", str(tmp_path), "--run_name", "run", "--wandb_mode", "disabled"),
+    )
+    process = subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    seen = ""
+    while "epoch 2/5000" not in seen:
+        line = process.stdout.readline()
+        assert line, seen
+        seen += line
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=120)[0]
+    assert process.returncode == 130
+    assert "Interrupted after" in rest
+    assert "Traceback" not in rest
+    report = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 1 <= report["train"]["epochs_run"] < 5000
+    assert serve(tmp_path / "run", ["it is good"])["label"].shape == (1,)
+
+
+def test_wandb_offline_logs_losses_metrics_and_rate_into_the_run_directory(
+    tiny_paths: EncoderPaths, tmp_path: Path
+) -> None:
+    """In a process of its own: W&B keeps global state."""
+    arguments = command(
+        *(
+            "--data",
+            str(SAMPLE),
+            "--encoder",
+            tiny_paths.encoder,
+            "--max_seq_length",
+            "64",
+            "--epochs",
+            "2",
+            "--wandb_tags",
+            "a,b",
+        ),
+        *("--output_dir", str(tmp_path), "--run_name", "run", "--wandb_mode", "auto"),
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("WANDB_") or name == "WANDB_CONFIG_DIR"
+    }
+    environment |= {"HOME": str(tmp_path / "home"), "NETRC": str(tmp_path / "netrc")}
+    done = subprocess.run(
+        arguments,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    [log] = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert f"W&B: wandb sync {log.parent}" in done.stdout
+    recorded = read_wandb(log)
+    assert {"epoch/loss", "epoch/val_macro_f1", "epoch/learning_rate", "batch/loss", "batch/learning_rate"} <= recorded[
+        "history"
+    ]
+    assert {"learning_rate", "seed", "encoder"} <= recorded["config"]
+    assert {"valid/macro_f1", "train/examples_per_second"} <= recorded["summary"]
+    with SAMPLE.open(newline="", encoding="utf-8") as file:
+        longest = max((row["text"] for row in csv.DictReader(file)), key=len)
+    assert longest[:40].encode() not in log.read_bytes()  # no texts are sent
+
+
+def read_wandb(log: Path) -> dict[str, set[str]]:
+    """Names that the offline run's log holds, read with W&B's own tool."""
+    wandb = Path(sys.executable).with_name("wandb")
+    done = subprocess.run([wandb, "leet", "inspect", "--json", log], capture_output=True, text=True, check=True)
+    seen: dict[str, set[str]] = {"history": set(), "config": set(), "summary": set()}
+    for record in map(json.loads, done.stdout.splitlines()):
+        seen["history"] |= record.get("history", {}).get("item", {}).keys()
+        seen["config"] |= record.get("run", {}).get("config", {}).get("update", {}).keys()
+        seen["summary"] |= record.get("summary", {}).get("update", {}).keys()
+    return seen
