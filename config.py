@@ -84,7 +84,9 @@ class Config(BaseModel):
     # Training
     epochs: int = Field(3, ge=1, description="passes over the training rows")
     batch_size: int = Field(32, ge=1, description="rows per step")
-    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of the head")
+    learning_rate: float = Field(
+        1e-4, gt=0, description="peak learning rate of the head; for encoders of BERT-base size 2e-5 to 5e-5"
+    )
     encoder_learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate of the encoder; null: learning_rate"
     )

@@ -358,6 +358,7 @@ def main(config: Config, debug: bool) -> None:
     try:
         result = train(config)
     except KeyboardInterrupt:
+        print("\nInterrupted: no model was saved", file=sys.stderr)
         raise SystemExit(130) from None
     except (HubtuneError, OSError, tf.errors.ResourceExhaustedError) as error:
         if debug:

@@ -31,10 +31,12 @@ def inputs_of(paths: EncoderPaths, texts: list[str] = TEXTS) -> dict[str, tf.Ten
     return pack(hub.load(paths.preprocessor), tf.constant(texts), 64)[0]
 
 
-def train_once(classifier: Classifier, paths: EncoderPaths, **options: float) -> dict[str, float]:
+def train_once(
+    classifier: Classifier, paths: EncoderPaths, precision: str = "float32", **options: float
+) -> dict[str, float]:
     """One step; returns how far each variable moved."""
     config = Config(data="-", warmup_ratio=0, weight_decay=0, **options)
-    compile_classifier(classifier, config, "float32", total_steps=10)
+    compile_classifier(classifier, config, precision, total_steps=10)
     before = {variable.name: variable.numpy() for variable in classifier.token_model.variables}
     classifier.token_model.train_on_batch(inputs_of(paths), np.array([0, 1, 0, 1]))
     return {
@@ -83,6 +85,12 @@ def test_encoder_and_head_have_rates_of_their_own(tiny_paths: EncoderPaths) -> N
     moved = train_once(build(tiny_paths), tiny_paths, learning_rate=1e-2, encoder_learning_rate=1e-4)
     assert moved["logits/kernel:0"] == pytest.approx(1e-2, rel=0.01)  # Adam's first step is the rate
     assert moved["pooler_transform/kernel:0"] == pytest.approx(1e-4, rel=0.01)
+
+
+def test_loss_scaling_for_float16_leaves_the_step_as_it_is(tiny_paths: EncoderPaths) -> None:
+    plain, scaled = (train_once(build(tiny_paths), tiny_paths, precision) for precision in ("float32", "float16"))
+    assert scaled["logits/kernel:0"] == pytest.approx(plain["logits/kernel:0"], rel=1e-3)
+    assert scaled["word_embeddings/embeddings:0"] == pytest.approx(plain["word_embeddings/embeddings:0"], rel=1e-3)
 
 
 def test_probabilities_of_two_labels_come_from_one_logit(tiny_paths: EncoderPaths) -> None:
