@@ -21,8 +21,12 @@ lint: .venv/installed-dev
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hubtune needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up .venv: TensorFlow and what goes with it, about 2 minutes and 3.7 GB, once"
-	$(PYTHON) -m venv --clear .venv
+	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	@if command -v nvidia-smi >/dev/null; then \
+		echo "Adding the CUDA libraries for the NVIDIA GPU"; \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-gpu.txt; \
+	fi
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
@@ -34,5 +38,5 @@ lock: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-dev.in -o requirements-dev.txt
-	echo "tensorflow[and-cuda]==2.20.*" | $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform linux --no-header --no-annotate - \
-		| grep -e ^nvidia | cat requirements-gpu.in - > requirements-gpu.txt
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform linux --no-annotate requirements-gpu.in -o .venv/gpu.txt
+	{ grep "^#" requirements-gpu.in; grep "^nvidia" .venv/gpu.txt; } > requirements-gpu.txt

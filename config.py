@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class HubtuneError(ValueError):
@@ -40,11 +49,12 @@ Share = Annotated[float, Field(ge=0)]
 class Config(BaseModel):
     """One run, fully described. Fields are in the order of `--help` and of the README's table."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # Data
     data: str = Field(
-        description="table to train on: CSV, TSV, JSONL or Parquet, plain or compressed, path or URL; or a folder per class"
+        min_length=1,
+        description="table to train on: CSV, TSV, JSONL or Parquet, plain or compressed, path or URL; or a folder per class",
     )
     valid_data: str | None = Field(None, description="table with the validation rows, instead of a split of `data`")
     test_data: str | None = Field(None, description="table that is only scored, once, after training")
@@ -122,6 +132,13 @@ class Config(BaseModel):
         [], description="W&B tags, separated by commas"
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_values_where_they_belong(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("should not be a truth value")
+        return value
+
     @field_validator("train_split", "valid_split")
     @classmethod
     def _fraction_or_count(cls, value: float | None) -> float | None:
@@ -145,6 +162,8 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> "Config":
+        if self.text_column == self.label_column:
+            raise ValueError(f"text_column and label_column are both {self.text_column!r}: name two columns")
         if self.valid_data is not None and self.valid_split:
             raise ValueError("valid_data and valid_split both say where validation rows come from: set one of them")
         if (
@@ -164,30 +183,31 @@ class Config(BaseModel):
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def make_config(values: dict[str, Any], source: str = "config") -> Config:
-    """Checks `values` and returns the Config.
+def make_config(values: dict[str, Any], origin: dict[str, str] | None = None) -> Config:
+    """Checks `values` and returns the Config; `origin` says where a key comes from, for messages.
 
     Raises:
-        ConfigError: one line that names the source, the key, the value and what is allowed.
+        ConfigError: one line that names the origin, the key, the value and what is allowed.
     """
+    origin = origin or {}
     for key in values:
         if key not in Config.model_fields:
-            raise ConfigError(f"{source}: unknown key {key!r}{_did_you_mean(str(key))}")
+            raise ConfigError(f"{origin.get(key, 'config')}: unknown key {key!r}{_did_you_mean(str(key))}")
     try:
         return Config(**values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_one_line(problem) for problem in error.errors())) from None
+        raise ConfigError("; ".join(_one_line(problem, origin) for problem in error.errors())) from None
 
 
-def _one_line(problem: Any) -> str:
+def _one_line(problem: Any, origin: dict[str, str]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if not problem["loc"]:
         return message
-    key = ".".join(str(part) for part in problem["loc"])
+    key = str(problem["loc"][0])
     if problem["type"] == "missing":
         return f"{key} is missing: name your table, as in --{key} samples/reviews.csv"
-    return f"{key}={problem['input']!r}: {message}"
+    return f"{origin.get(key, 'config')}: {key}={problem['input']!r}: {message}"
 
 
 def _did_you_mean(key: str) -> str:
@@ -256,9 +276,11 @@ def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
         raise ConfigError(f"unknown argument {unknown[0]!r}{_did_you_mean(key)}")
     given = vars(known)
     path, debug = given.pop("config"), given.pop("debug")
-    values = read_yaml(path) if path else {}
-    values |= {key: None if value == "null" else value for key, value in given.items()}
-    return make_config(values, path or "command line"), debug
+    values = read_yaml(path) if path is not None else {}
+    origin = dict.fromkeys(values, path) | dict.fromkeys(given, "command line")
+    return make_config(
+        values | {key: None if value == "null" else value for key, value in given.items()}, origin
+    ), debug
 
 
 def _help_formatter(prog: str) -> argparse.HelpFormatter:

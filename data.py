@@ -94,14 +94,14 @@ def train_batches(tokens: Tokens, labels: np.ndarray, batch_size: int, seed: int
     """
 
     def epochs() -> Iterator[np.ndarray]:
-        epoch = 0
+        epoch, lengths = 0, tokens.lengths
         while True:
             random = np.random.default_rng([_SHUFFLE_STREAM, seed, epoch])
             rows = random.permutation(len(tokens))
             pool = _POOL_BATCHES * batch_size
             for start in range(0, len(rows), pool):
                 part = rows[start : start + pool]
-                rows[start : start + pool] = part[np.argsort(tokens.lengths[part], kind="stable")]
+                rows[start : start + pool] = part[np.argsort(lengths[part], kind="stable")]
             for batch in random.permutation(num_batches(tokens, batch_size)):
                 yield rows[batch * batch_size : (batch + 1) * batch_size]
             epoch += 1
@@ -147,7 +147,7 @@ def pad(tokens: Tokens, rows: np.ndarray) -> list[np.ndarray]:
 
     Example: texts of 3 and 2 tokens -> mask [[1, 1, 1], [1, 1, 0]].
     """
-    lengths = tokens.lengths[rows]
+    lengths = tokens.offsets[rows + 1] - tokens.offsets[rows]
     mask = np.arange(lengths.max()) < lengths[:, None]
     source = np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])
     padded = []

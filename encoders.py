@@ -82,13 +82,15 @@ def _resolve(key: str, handle: str) -> str:
 def _own_preprocessor(encoder: str) -> str:
     """Returns the preprocessor of an encoder, built from the vocabulary that the encoder carries as an asset."""
     vocab_file = os.path.join(encoder, "assets", "vocab.txt")
-    reader = tf.train.load_checkpoint(os.path.join(encoder, "variables", "variables"))
-    lower_case_key = "do_lower_case/.ATTRIBUTES/VARIABLE_VALUE"
-    if not os.path.isfile(vocab_file) or not reader.has_tensor(lower_case_key):
+    variables = os.path.join(encoder, "variables", "variables")
+    try:
+        do_lower_case = bool(tf.train.load_variable(variables, "do_lower_case/.ATTRIBUTES/VARIABLE_VALUE"))
+    except (tf.errors.OpError, KeyError, ValueError):
+        do_lower_case = None
+    if do_lower_case is None or not os.path.isfile(vocab_file):
         raise DataError(
             f"encoder {encoder} carries no vocabulary (assets/vocab.txt, do_lower_case): name its preprocessor"
         )
-    do_lower_case = bool(reader.get_tensor(lower_case_key))
     vocab_hash = _sha256(vocab_file)[:12]
     name = f"preprocessor-{'uncased' if do_lower_case else 'cased'}-{vocab_hash}-{_BUILD}"
     return _build_once(name, lambda directory: build_preprocessor(directory, vocab_file, do_lower_case))
@@ -130,7 +132,7 @@ def _build_once(name: str, build: Callable[[str], None]) -> str:
                     raise
     except OSError as error:
         raise DataError(
-            f"cannot write the encoder cache {target.parent} ({error.strerror}): make room, or set HUBTUNE_CACHE"
+            f"cannot build {name} in {target.parent} ({error.strerror or error}): make room there, or set HUBTUNE_CACHE"
         ) from error
     return str(target)
 
@@ -154,6 +156,9 @@ def exact_gelu(x: tf.Tensor) -> tf.Tensor:
 
 def _build_default_encoder(directory: str) -> None:
     source = _default_files()
+    runtime.set_seed(
+        0
+    )  # dropout's random stream is fixed when the graph is made; it must not hang on the first user's seed
     state = load_file(source / "model.safetensors")
     settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
     bert_config = BertConfig(

@@ -51,9 +51,8 @@ def metrics(label_ids: np.ndarray, probabilities: np.ndarray, threshold: float) 
     }
     if num_labels == 2:
         scores["f1"] = f1_score(label_ids, predicted, pos_label=1, zero_division=0.0)
-        scores["average_precision"] = (
-            average_precision_score(label_ids, probabilities[:, 1]) if label_ids.any() else 0.0
-        )
+        if label_ids.any():  # undefined without a positive row
+            scores["average_precision"] = average_precision_score(label_ids, probabilities[:, 1])
     else:
         present = np.unique(label_ids)
         scores["average_precision"] = average_precision_score(

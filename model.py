@@ -78,6 +78,7 @@ def build_classifier(config: Config, paths: EncoderPaths, labels: list[str]) -> 
     """
     preprocessor = load_preprocessor(paths.preprocessor)
     encoder = _load_encoder(paths.encoder, config)
+    _refuse_larger_vocabulary(preprocessor, encoder, paths)
     pooling = Pooling(config.pooling)
     head: list[Layer] = [Dense(config.hidden_units, activation="relu", name="hidden")] if config.hidden_units else []
     head += [Dropout(config.dropout, name="dropout"), Dense(1 if len(labels) == 2 else len(labels), name="logits")]
@@ -103,15 +104,22 @@ def load_preprocessor(path: str) -> hub.KerasLayer:
     Raises:
         DataError: the SavedModel has not these two parts.
     """
-    layer = hub.KerasLayer(path, name="preprocessor", trainable=False)
+    layer = _load_layer(path, "preprocessor", trainable=False)
     for part in ("tokenize", "bert_pack_inputs"):
         if not hasattr(layer.resolved_object, part):
             raise DataError(f"preprocessor {path}: has no `{part}`; give a TF-Hub text preprocessor")
     return layer
 
 
+def _load_layer(path: str, name: str, trainable: bool) -> hub.KerasLayer:
+    try:
+        return hub.KerasLayer(path, name=name, trainable=trainable)
+    except (ValueError, OSError, tf.errors.OpError) as error:
+        raise DataError(f"{name} {path}: cannot be loaded as a layer ({' '.join(str(error).split())[:200]})") from error
+
+
 def _load_encoder(path: str, config: Config) -> hub.KerasLayer:
-    encoder = hub.KerasLayer(path, name="encoder", trainable=config.trainable)
+    encoder = _load_layer(path, "encoder", trainable=config.trainable)
     example = {name: tf.ones([1, 3], tf.int32) for name in INPUT_NAMES}
     wanted = "pooled_output" if config.pooling == "pooled_output" else "sequence_output"
     try:
@@ -130,6 +138,16 @@ def _load_encoder(path: str, config: Config) -> hub.KerasLayer:
             f"max_seq_length={config.max_seq_length}: the encoder {path} has {positions[0]} positions; set {positions[0]} or less"
         )
     return encoder
+
+
+def _refuse_larger_vocabulary(preprocessor: hub.KerasLayer, encoder: hub.KerasLayer, paths: EncoderPaths) -> None:
+    """An id past the embedding table would be an error on a CPU and a zero vector on a GPU."""
+    rows = [variable.shape[0] for variable in encoder.resolved_object.variables if "word_embeddings" in variable.name]
+    tokens = int(preprocessor.resolved_object.tokenize.get_special_tokens_dict()["vocab_size"])
+    if rows and tokens > rows[0]:
+        raise DataError(
+            f"preprocessor {paths.preprocessor} has {tokens:,} tokens, encoder {paths.encoder} only {rows[0]:,}; name its own one"
+        )
 
 
 def compile_classifier(classifier: Classifier, config: Config, precision: str, total_steps: int) -> None:

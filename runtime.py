@@ -89,13 +89,14 @@ def graph_precision(precision: str) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """Keeps absl's and TensorFlow's remarks on untraced functions and missing configs out of a SavedModel export."""
     logger = tf.get_logger()
-    level = logger.level
+    before = logger.level, absl.logging.get_verbosity()
     logger.setLevel("ERROR")
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before[0])
+        absl.logging.set_verbosity(before[1])
 
 
 def set_seed(seed: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from config import Config, DataError
-from tables import NAMED, Examples, name_rows, read_examples
+from tables import NAMED, PREDICTION_COLUMNS, Examples, name_rows, read_examples
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def load_splits(config: Config) -> Splits:
         if part is not None:
             _refuse_unknown_labels(part, labels)
     splits = Splits(train, valid, test, labels, notes)
+    _refuse_prediction_columns(valid, labels)
     notes.extend(_notes(splits))
     return splits
 
@@ -62,6 +63,15 @@ def sort_labels(labels: set[str]) -> list[str]:
     if all(re.fullmatch(r"[+-]?\d+", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)
+
+
+def _refuse_prediction_columns(valid: Examples | None, labels: list[str]) -> None:
+    """The validation rows' own columns stand beside the prediction columns, so no name may be taken twice."""
+    taken = {*PREDICTION_COLUMNS, *(f"probability_{label}" for label in labels)}.intersection(
+        valid.frame.columns if valid else []
+    )
+    if valid and taken:
+        raise DataError(f"{valid.source}: column {min(taken)!r} has the name of a prediction column; rename it")
 
 
 def _refuse_unknown_labels(part: Examples, labels: list[str]) -> None:
@@ -134,19 +144,22 @@ def _stratified(rows: np.ndarray, labels: list[str], size: int, seed: int) -> tu
 
 
 def _notes(splits: Splits) -> list[str]:
-    """What the user should know of the split: repeated texts across parts, classes without validation rows."""
+    """What the user should know of the split: repeated texts across parts, labels that a part lacks."""
     notes = []
-    train_texts = set(splits.train.texts)
+    seen = set(splits.train.texts)
     for name, part in (("validation", splits.valid), ("test", splits.test)):
         if part is None:
             continue
-        repeated = [row for row, text in zip(part.rows, part.texts, strict=True) if text in train_texts]
+        repeated = [row for row, text in zip(part.rows, part.texts, strict=True) if text in seen]
         if repeated:
-            notes.append(
-                f"{part.source}: {name_rows(repeated)} of the {name} part repeat the text of a training row; "
-                "scores on them flatter"
+            earlier = (
+                "a training row" if name == "validation" or splits.valid is None else "a training or validation row"
             )
-        absent = [label for label in splits.labels if label not in set(part.labels)]
+            notes.append(
+                f"{part.source}: {name_rows(repeated)} of the {name} part repeat the text of {earlier}; scores on them flatter"
+            )
+        absent = sorted(set(splits.labels) - set(part.labels), key=splits.labels.index)
         if absent:
             notes.append(f"{part.source}: no {name} row has the label {', '.join(map(repr, absent[:20]))}")
+        seen.update(part.texts)
     return notes

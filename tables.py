@@ -5,16 +5,20 @@ as it stands is refused with the rows named.
 """
 
 import bz2
+import codecs
 import csv
 import difflib
 import gzip
+import http.client
 import io
 import json
 import lzma
+import sys
 import urllib.error
 import urllib.request
-import warnings
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from config import Config, DataError
 
@@ -71,9 +76,6 @@ def read_examples(source: str, config: Config) -> Examples:
                 f"{source}: no column {column!r}{_nearest_column(column, frame.columns)}; "
                 f"set {'text' if column == config.text_column else 'label'}_column"
             )
-    clash = [name for name in frame.columns if name in PREDICTION_COLUMNS]
-    if clash:
-        raise DataError(f"{source}: column {clash[0]!r} has the name of a prediction column; rename it")
     texts = [
         _as_text(value, f"{source}: row {row}, column {config.text_column!r}")
         for row, value in enumerate(frame[config.text_column], 1)
@@ -94,8 +96,8 @@ def read_table(source: str, text_column: str = "text", label_column: str = "labe
     Raises:
         DataError: the table is missing, empty, of an unknown kind, or broken; the line is named.
     """
-    if "://" not in source and Path(source).is_dir():
-        return _read_folder(Path(source), text_column, label_column)
+    if "://" not in source and Path(source).expanduser().is_dir():
+        return _read_folder(Path(source).expanduser(), text_column, label_column)
     name, raw = _decompress(source, _read_bytes(source))
     parsers: dict[str, Callable[[str, bytes], pd.DataFrame]] = {
         ".csv": _parse_csv,
@@ -130,14 +132,14 @@ def _read_bytes(source: str) -> bytes:
     except urllib.error.HTTPError as error:
         error.close()
         raise DataError(f"{source}: cannot be downloaded (HTTP {error.code}, {error.reason})") from None
-    except (OSError, ValueError) as error:  # a URLError is an OSError
+    except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:  # a URLError is an OSError
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
         raise DataError(f"{source}: cannot be read ({reason})") from None
 
 
 def _decompress(source: str, raw: bytes) -> tuple[str, bytes]:
     """Returns the name without its compression suffix, and the plain bytes."""
-    name = Path(source.split("?")[0]).name
+    name = Path(source.split("?")[0] if "://" in source else source).name
     suffix = Path(name).suffix.lower()
     try:
         if suffix == ".zip":
@@ -152,43 +154,51 @@ def _decompress(source: str, raw: bytes) -> tuple[str, bytes]:
                 return members[0], archive.read(members[0])
         decompress = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}.get(suffix)
         return (name.removesuffix(Path(name).suffix), decompress(raw)) if decompress else (name, raw)
-    except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{source}: broken {suffix} file ({error})") from None
 
 
 def _decode(source: str, raw: bytes) -> str:
     try:
-        return raw.decode("utf-8-sig")
+        return raw.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        broken = [
+            number for number, line in enumerate(raw.split(b"\n"), 1) if line.decode(errors="ignore").encode() != line
+        ]
+        byte = error.object[error.start]
         raise DataError(
-            f"{source}: line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the table as UTF-8"
+            f"{source}: {name_rows(broken, 'line')} not UTF-8 (the first byte is 0x{byte:02x}); save the table as UTF-8"
         ) from None
 
 
 def _parse_csv(source: str, raw: bytes) -> pd.DataFrame:
-    return _parse_delimited(source, raw, sep=",", quoting=csv.QUOTE_MINIMAL)
+    return _parse_delimited(source, raw, strict=True)
 
 
 def _parse_tsv(source: str, raw: bytes) -> pd.DataFrame:
-    return _parse_delimited(source, raw, sep="\t", quoting=csv.QUOTE_NONE)  # as in GLUE: a quote mark in a TSV is text
+    return _parse_delimited(source, raw, delimiter="\t", quoting=csv.QUOTE_NONE)  # as in GLUE: quotes are text
 
 
-def _parse_delimited(source: str, raw: bytes, **options: Any) -> pd.DataFrame:
-    text = _decode(source, raw)
+def _parse_delimited(source: str, raw: bytes, **dialect: Any) -> pd.DataFrame:
+    """Reads delimited text by the csv module, because pandas pads short rows and renames columns without a word."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(_decode(source, raw), newline=""), **dialect)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "error", pd.errors.ParserWarning
-            )  # a first row longer than the header is only a warning
-            return pd.read_csv(
-                io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False, index_col=False, **options
-            )
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-        raise DataError(
-            f"{source}: {' '.join(str(error).removeprefix('Error tokenizing data. C error: ').split())}; "
-            "every row needs the header's number of fields"
-        ) from None
+        header = next(row for row in reader if row)
+        rows = []
+        for row in reader:
+            if row and len(row) != len(header):
+                raise DataError(
+                    f"{source}: line {reader.line_num}: {len(row)} fields where the header has {len(header)}"
+                )
+            if row:
+                rows.append(row)
+    except csv.Error as error:
+        raise DataError(f"{source}: line {reader.line_num}: broken quoting ({error})") from None
+    repeated = [name for name, count in Counter(header).items() if count > 1]
+    if repeated:
+        raise DataError(f"{source}: column {repeated[0]!r} occurs twice in the header; rename one")
+    return pd.DataFrame(rows, columns=header, dtype=object)
 
 
 def _parse_jsonl(source: str, raw: bytes) -> pd.DataFrame:
@@ -198,8 +208,8 @@ def _parse_jsonl(source: str, raw: bytes) -> pd.DataFrame:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{source}: line {number}: not JSON ({error.msg}, character {error.pos + 1})") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{source}: line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise DataError(
                 f"{source}: line {number}: holds a {type(row).__name__}; "
@@ -211,8 +221,10 @@ def _parse_jsonl(source: str, raw: bytes) -> pd.DataFrame:
 
 def _parse_parquet(source: str, raw: bytes) -> pd.DataFrame:
     try:
-        return pd.read_parquet(io.BytesIO(raw))
-    except (OSError, ValueError) as error:
+        return pd.read_parquet(io.BytesIO(raw), dtype_backend="pyarrow").reset_index(
+            drop=True
+        )  # integers beside nulls stay integers
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{source}: not a Parquet table ({' '.join(str(error).split())})") from None
 
 
@@ -243,17 +255,27 @@ def _as_text(value: Any, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise DataError(f"{where}: holds {type(value).__name__} {value!r}, not a text")
-    return value
+    return _encodable(value, where)
 
 
 def _as_label(value: Any, where: str) -> str:
     if _is_missing(value):
         return ""
-    if isinstance(value, float | np.floating) and value == int(value):  # integers beside a missing value
+    if isinstance(value, float | np.floating) and float(value).is_integer():  # integers beside a missing value
         return str(int(value))
     if not isinstance(value, str | int | np.integer | bool | np.bool_):
         raise DataError(f"{where}: holds {type(value).__name__} {value!r}; a label is a string or an integer")
-    return str(value)
+    return _encodable(str(value), where)
+
+
+def _encodable(value: str, where: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where}: holds half of a character (a lone surrogate, as of an emoji cut in two); mend the text"
+        ) from None
+    return value
 
 
 def _is_missing(value: Any) -> bool:
@@ -268,10 +290,10 @@ def _refuse_empty(source: str, column: str, values: list[str]) -> None:
         )
 
 
-def name_rows(rows: list[int]) -> str:
-    """A count of rows and the first few of them, as in \"7 rows (3, 9, 12, 40, 41, ...)\"."""
+def name_rows(rows: list[int], what: str = "row") -> str:
+    """A count of rows and the first few of them, as in "7 rows (3, 9, 12, 40, 41, ...)"."""
     named = ", ".join(map(str, rows[:NAMED])) + (", ..." if len(rows) > NAMED else "")
-    return f"{len(rows):,} row{'s' if len(rows) > 1 else ''} ({named})"
+    return f"{len(rows):,} {what}{'s' if len(rows) > 1 else ''} ({named})"
 
 
 def _nearest_column(column: str, columns: Iterable[Any]) -> str:

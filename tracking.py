@@ -8,7 +8,7 @@ import os
 import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("WANDB_SILENT", "true")  # our own lines say where the run is
 
@@ -18,15 +18,23 @@ from wandb.integration.keras import WandbMetricsLogger
 from config import Config, ConfigError
 
 _LOG_EVERY = 10  # steps
+Mode = Literal["online", "offline", "disabled"]
 
 
 class WandbCallback(WandbMetricsLogger):
-    """Logs loss, metrics and learning rate: every 10 steps under `batch/`, and with the validation metrics under `epoch/`."""
+    """Logs loss, metrics and learning rate: every 10 steps under `batch/`, and after every epoch under `epoch/`."""
 
     def __init__(self) -> None:
         super().__init__(log_freq=_LOG_EVERY)
+        # The base class sets the axis of the one or the other; here both are logged.
         wandb.define_metric("epoch/epoch")
         wandb.define_metric("epoch/*", step_metric="epoch/epoch")
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.global_step += 1  # the base class counts from 0 in every epoch
+        if self.global_step % _LOG_EVERY == 0:
+            values = {f"batch/{name}": value for name, value in (logs or {}).items()}
+            wandb.log({**values, "batch/learning_rate": self._get_lr(), "batch/batch_step": self.global_step})
 
 
 class NoRun:
@@ -50,7 +58,7 @@ class NoRun:
 class WandbRun(NoRun):
     """A W&B run whose files lie in the run directory."""
 
-    def __init__(self, config: Config, run_directory: Path, online: bool) -> None:
+    def __init__(self, config: Config, run_directory: Path, mode: Mode) -> None:
         self._run = wandb.init(
             project=config.wandb_project,
             group=config.wandb_group,
@@ -58,9 +66,9 @@ class WandbRun(NoRun):
             name=run_directory.name,
             job_type="train",
             dir=run_directory,
-            mode="online" if online else "offline",
+            mode=mode,
             config=config.model_dump(),
-            settings=wandb.Settings(console="off", silent=True),  # what is printed could hold texts
+            settings=wandb.Settings(console="off", silent=True, init_timeout=30),  # what is printed could hold texts
         )
 
     def callbacks(self) -> list[Any]:
@@ -78,17 +86,43 @@ class WandbRun(NoRun):
         return str(self._run.url)
 
 
-def start_run(config: Config, run_directory: Path) -> NoRun:
-    """Starts the W&B run that `config.wandb_mode` asks for.
+def choose_mode(config: Config) -> Mode:
+    """Turns `auto` into W&B's own WANDB_MODE, else online when somebody is logged in, else offline.
 
     Raises:
         ConfigError: `online` is asked for and nobody is logged in.
     """
-    if config.wandb_mode == "disabled":
-        return NoRun()
-    online = config.wandb_mode != "offline" and wandb.login(prompt=False)
-    if config.wandb_mode == "online" and not online:
+    wanted = os.environ.get("WANDB_MODE", "auto") if config.wandb_mode == "auto" else config.wandb_mode
+    if wanted == "disabled":
+        return "disabled"
+    if wanted == "offline":
+        return "offline"
+    try:
+        logged_in = wandb.login(prompt=False, verify=False)
+    except wandb.Error:  # a key of the wrong form
+        logged_in = False
+    if wanted == "online" and not logged_in:
         raise ConfigError(
-            "wandb_mode=online: nobody is logged in to W&B here; run `wandb login`, or set wandb_mode to auto or offline"
+            "wandb_mode=online: nobody is logged in to W&B here; run `wandb login`, or set auto or offline"
         )
-    return WandbRun(config, run_directory, online)
+    return "online" if logged_in else "offline"
+
+
+def start_run(config: Config, run_directory: Path, mode: Mode) -> NoRun:
+    """Starts the W&B run; one that cannot start online is kept offline, and said so.
+
+    Raises:
+        ConfigError: W&B refuses the project, the group or a tag.
+    """
+    if mode == "disabled":
+        return NoRun()
+    try:
+        return WandbRun(config, run_directory, mode)
+    except (wandb.Error, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if mode == "offline" or isinstance(error, wandb.errors.UsageError | ValueError):
+            raise ConfigError(
+                f"W&B does not take this run ({reason}): change wandb_project, wandb_group or wandb_tags"
+            ) from error
+        print(f"W&B cannot be reached ({reason}): the run is kept offline", flush=True)
+        return WandbRun(config, run_directory, "offline")

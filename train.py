@@ -5,22 +5,23 @@
 Reads top to bottom as it runs: config -> examples -> token ids -> model -> fit -> evaluate -> save.
 """
 
+import csv
 import json
-import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from config import Config, ConfigError, DataError, HubtuneError, fail, parse_command_line
+from config import Config, ConfigError, HubtuneError, fail, parse_command_line
 
 if __name__ == "__main__":  # before TensorFlow loads: --help and a mistyped key answer at once
     try:
         CONFIG, DEBUG = parse_command_line(sys.argv[1:])
     except HubtuneError as error:
+        if "--debug" in sys.argv:
+            raise
         fail(error)
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
@@ -34,9 +35,10 @@ from data import Tokens, num_batches, tokenize, train_batches
 from encoders import find_encoder
 from evaluation import Scorer, metrics, predictions_table
 from model import Classifier, build_classifier, compile_classifier, export_classifier
+from run_directory import claim_run_directory, refuse_used_run_directory, write_atomically
 from splits import Splits, load_splits
 from tables import Examples
-from tracking import start_run
+from tracking import choose_mode, start_run
 
 _THRESHOLD = 0.5
 
@@ -58,7 +60,8 @@ def train(config: Config) -> Result:
         HubtuneError: one line on what is wrong with the options, the tables, the encoder or the run directory.
     """
     started = time.monotonic()
-    run_directory = _choose_run_directory(config)
+    refuse_used_run_directory(config)
+    wandb_mode = choose_mode(config)
     splits = load_splits(config)
     _describe(config, splits)
     if config.monitor == "val_f1" and len(splits.labels) > 2:
@@ -66,8 +69,9 @@ def train(config: Config) -> Result:
             f"monitor=val_f1: the F1 of the positive class needs two labels, there are {len(splits.labels)}; use val_macro_f1"
         )
     device, precision = runtime.set_up_devices(), runtime.choose_precision(config.precision)
+    paths = find_encoder(config)
     runtime.set_seed(config.seed)
-    classifier = build_classifier(config, find_encoder(config), splits.labels)
+    classifier = build_classifier(config, paths, splits.labels)
     parts = {
         name: part
         for name, part in (("train", splits.train), ("valid", splits.valid), ("test", splits.test))
@@ -78,24 +82,24 @@ def train(config: Config) -> Result:
     }
     _describe_tokens(config, tokens)
 
-    run_directory.mkdir(parents=True, exist_ok=True)
-    _write(run_directory / "config.yaml", config.to_yaml())
-    run = start_run(config, run_directory)
+    run_directory = claim_run_directory(config)
+    write_atomically(run_directory / "config.yaml", config.to_yaml())
+    run = start_run(config, run_directory, wandb_mode)
     try:
         print(
             f"Training on {device} in {precision}, {num_batches(tokens['train'], config.batch_size):,} steps an epoch",
             flush=True,
         )
         fit = _fit(config, classifier, splits, tokens, precision, run_directory, run.callbacks())
-        scores: dict[str, Any] = {
-            name: _score(name, parts[name], fit.scorer.probabilities(tokens[name]), splits, run_directory)
-            for name in ("valid", "test")
-            if name in parts
-        }
+        scores: dict[str, Any] = {}
+        for name in [name for name in ("valid", "test") if name in parts]:
+            known = fit.valid_probabilities if name == "valid" else None
+            probabilities = fit.scorer.probabilities(tokens[name]) if known is None else known
+            scores[name] = _score(name, parts[name], probabilities, splits, run_directory)
         report = _report(config, splits, fit, tokens["train"], scores, device, precision)
         print("Saving the model", flush=True)
         export_classifier(classifier, str(run_directory / "model"), _THRESHOLD)
-        _write(run_directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(run_directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         run.summarize(
             {
                 f"{part}/{name}": value
@@ -124,7 +128,8 @@ class EpochEnd(tf_keras.callbacks.Callback):
         super().__init__()
         self._scorer, self._tokens, self._label_ids, self._history_file = scorer, tokens, label_ids, history_file
         self.history: list[dict[str, float]] = []
-        self.steps = 0
+        self.steps = self.scored_step = 0
+        self.probabilities: np.ndarray | None = None  # of the validation rows, after `scored_step`
         self.seconds = 0.0  # of training alone, scoring left out
         self._resumed = time.monotonic()
 
@@ -138,15 +143,14 @@ class EpochEnd(tf_keras.callbacks.Callback):
         self._resumed = now
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        if not np.isfinite(logs["loss"]):
-            raise HubtuneError(
-                f"the loss became {logs['loss']} in epoch {epoch + 1}: lower learning_rate, or set precision to float32"
-            )
+        _refuse_diverged(self.model)
         if self._tokens is not None and self._label_ids is not None:
-            scores = metrics(self._label_ids, self._scorer.probabilities(self._tokens), _THRESHOLD)
+            self.probabilities = self._scorer.probabilities(self._tokens)
+            self.scored_step = self.steps
+            scores = metrics(self._label_ids, self.probabilities, _THRESHOLD)
             logs.update({f"val_{name}": value for name, value in scores.items()})
         self.history.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
-        _write(self._history_file, pd.DataFrame(self.history).to_csv(index=False))
+        write_atomically(self._history_file, pd.DataFrame(self.history).to_csv(index=False))
 
 
 class Progress(tf_keras.callbacks.Callback):
@@ -181,11 +185,19 @@ class Progress(tf_keras.callbacks.Callback):
         )
 
 
+def _refuse_diverged(model: tf_keras.Model) -> None:
+    if not all(tf.reduce_all(tf.math.is_finite(weight)) for weight in model.trainable_variables):
+        raise HubtuneError(
+            "training diverged: the weights are no longer finite; lower learning_rate, or set precision to float32"
+        )
+
+
 @dataclass(frozen=True)
 class Fit:
     """What came of fitting, beside the weights."""
 
     scorer: Scorer
+    valid_probabilities: np.ndarray | None  # where the last epoch's are those of the final weights
     steps: int
     seconds: float
     epochs_run: int
@@ -235,7 +247,16 @@ def _fit(
         )
     if stopping and epoch_end.history:
         model.load_weights(best).expect_partial()
-    return Fit(scorer, epoch_end.steps, epoch_end.seconds, len(epoch_end.history), interrupted)
+    _refuse_diverged(model)
+    fresh = epoch_end.scored_step == epoch_end.steps and not stopping
+    return Fit(
+        scorer,
+        epoch_end.probabilities if fresh else None,
+        epoch_end.steps,
+        epoch_end.seconds,
+        len(epoch_end.history),
+        interrupted,
+    )
 
 
 # Scoring and reporting
@@ -245,9 +266,11 @@ def _score(
     name: str, examples: Examples, probabilities: np.ndarray, splits: Splits, run_directory: Path
 ) -> dict[str, Any]:
     if name == "valid":
-        _write(
+        write_atomically(
             run_directory / "valid_predictions.csv",
-            predictions_table(examples, splits.labels, probabilities, _THRESHOLD).to_csv(index=False),
+            predictions_table(examples, splits.labels, probabilities, _THRESHOLD).to_csv(
+                index=False, quoting=csv.QUOTE_NONNUMERIC
+            ),
         )
     scores = metrics(splits.label_ids(examples), probabilities, _THRESHOLD)
     print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in scores.items()), flush=True)
@@ -320,31 +343,15 @@ def _say_where(run_directory: Path, tracked: str | None, seconds: float) -> None
     )
 
 
-# Files
-
-
-def _choose_run_directory(config: Config) -> Path:
-    """A directory that is new or empty; nothing is created here."""
-    table = Path(config.data.rstrip("/")).name.split(".")[0]
-    directory = Path(config.output_dir) / (config.run_name or f"{table}-{datetime.now():%Y%m%d-%H%M%S}")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise DataError(f"run directory {directory} is not empty: choose another run_name, or remove it")
-    return directory
-
-
-def _write(path: Path, content: str) -> None:
-    """Writes a file under a temporary name and renames it, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of this project's own checkout, if it is one."""
+    root = Path(__file__).resolve().parent
+    command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        top, commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:2]
     except (OSError, subprocess.CalledProcessError):
         return None
+    return commit if Path(top).resolve() == root else None
 
 
 def _clock(seconds: float) -> str:
@@ -360,7 +367,7 @@ def main(config: Config, debug: bool) -> None:
     except KeyboardInterrupt:
         print("\nInterrupted: no model was saved", file=sys.stderr)
         raise SystemExit(130) from None
-    except (HubtuneError, OSError, tf.errors.ResourceExhaustedError) as error:
+    except (HubtuneError, OSError, tf.errors.OpError) as error:
         if debug:
             raise
         fail(_explain(error))
@@ -373,7 +380,10 @@ def _explain(error: Exception) -> HubtuneError:
         return error
     if isinstance(error, OSError):
         return HubtuneError(f"{error.filename or 'cannot write'}: {error.strerror or error}")
-    return HubtuneError(f"out of memory: lower batch_size or max_seq_length ({' '.join(str(error).split())[:120]})")
+    reason = " ".join(str(error).split())[:200]
+    if isinstance(error, tf.errors.ResourceExhaustedError) and "No space left" not in reason:
+        return HubtuneError(f"out of memory: lower batch_size or max_seq_length ({reason})")
+    return HubtuneError(f"TensorFlow stopped: {reason}; --debug shows where")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,12 @@ def test_the_written_yaml_reads_back_as_the_same_config(tmp_path: Path) -> None:
     assert parse("--config", str(tmp_path / "c.yaml")) == config
 
 
+def test_a_bad_value_is_blamed_on_where_it_came_from(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data: x.csv\ndropout: 2\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml: dropout=2: .*; command line: epochs='0': "):
+        parse("--config", str(tmp_path / "c.yaml"), "--epochs", "0")
+
+
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         Config(data="x").epochs = 3  # type: ignore[misc]
@@ -80,6 +86,11 @@ def test_a_config_cannot_be_changed() -> None:
         ({"run_name": "a/b"}, r"run_name='a/b': .*folder's name"),
         ({"epohcs": 2}, r"unknown key 'epohcs': did you mean 'epochs'\?"),
         ({"data": None}, r"data=None"),
+        ({"data": ""}, r"data='': .*at least 1 character"),
+        ({"learning_rate": True}, r"learning_rate=True: should not be a truth value"),
+        ({"learning_rate": "inf"}, r"learning_rate='inf': .*finite"),
+        ({"train_split": "inf"}, r"train_split='inf': .*finite"),
+        ({"label_column": "text"}, r"text_column and label_column are both 'text'"),
     ],
 )
 def test_a_bad_value_is_one_line_naming_key_value_and_what_is_allowed(values: dict[str, Any], message: str) -> None:
@@ -137,7 +148,11 @@ def test_every_shipped_yaml_is_valid(file: Path) -> None:
 def test_the_readme_table_is_the_config() -> None:
     lines = ["| key | default | what it does |", "|---|---|---|"]
     for name, field in Config.model_fields.items():
-        default = yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
-        lines.append(f"| `{name}` | {'required' if field.is_required() else f'`{default}`'} | {field.description} |")
+        default = (
+            "required"
+            if field.is_required()
+            else f"`{yaml.safe_dump(field.default, default_flow_style=True).splitlines()[0]}`"
+        )
+        lines.append(f"| `{name}` | {default} | {field.description} |")
     table = "\n".join(lines)
     assert table in (ROOT / "README.md").read_text(encoding="utf-8"), f"the README's table should read:\n{table}"

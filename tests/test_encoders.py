@@ -115,7 +115,7 @@ def test_an_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch:
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HUBTUNE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"cannot write the encoder cache .*set HUBTUNE_CACHE"):
+    with pytest.raises(DataError, match=r"cannot build .*set HUBTUNE_CACHE"):
         encoders.default_encoder()
 
 

@@ -13,13 +13,25 @@ ALLOWED = {
     "runtime": {"config"},
     "tables": {"config"},
     "splits": {"config", "tables"},
+    "run_directory": {"config"},
     "encoders": {"config", "runtime"},
     "data": {"runtime"},
     "optimization": {"runtime"},
     "tracking": {"config", "runtime"},
     "model": {"config", "data", "encoders", "optimization", "runtime"},
     "evaluation": {"data", "model", "runtime", "tables"},
-    "train": {"config", "data", "encoders", "evaluation", "model", "runtime", "splits", "tables", "tracking"},
+    "train": {
+        "config",
+        "data",
+        "encoders",
+        "evaluation",
+        "model",
+        "run_directory",
+        "runtime",
+        "splits",
+        "tables",
+        "tracking",
+    },
 }
 
 

@@ -37,12 +37,10 @@ def train_once(
     """One step; returns how far each variable moved."""
     config = Config(data="-", warmup_ratio=0, weight_decay=0, **options)
     compile_classifier(classifier, config, precision, total_steps=10)
-    before = {variable.name: variable.numpy() for variable in classifier.token_model.variables}
+    weights = [variable for variable in classifier.token_model.variables if variable.dtype == tf.float32]
+    before = {variable.name: variable.numpy() for variable in weights}
     classifier.token_model.train_on_batch(inputs_of(paths), np.array([0, 1, 0, 1]))
-    return {
-        variable.name: float(np.abs(variable.numpy() - before[variable.name]).max())
-        for variable in classifier.token_model.variables
-    }
+    return {variable.name: float(np.abs(variable.numpy() - before[variable.name]).max()) for variable in weights}
 
 
 def test_the_text_model_and_the_token_model_give_the_same_logits(tiny_paths: EncoderPaths) -> None:
@@ -79,6 +77,18 @@ def test_a_frozen_encoder_stays_and_a_trainable_one_moves(tiny_paths: EncoderPat
     assert {name for name, moved in frozen.items() if moved} == {"logits/kernel:0", "logits/bias:0"}
     moved = train_once(build(tiny_paths, trainable=True), tiny_paths)
     assert sum(distance > 0 for distance in moved.values()) > 30
+
+
+def test_embedding_rows_of_absent_tokens_stay_through_a_hub_layer(tiny_paths: EncoderPaths) -> None:
+    """That is: the table's gradient comes out of the SavedModel sparse."""
+    classifier = build(tiny_paths)
+    [table] = [variable for variable in classifier.token_model.variables if "word_embeddings" in variable.name]
+    before = table.numpy()
+    train_once(classifier, tiny_paths)
+    present = np.unique(inputs_of(tiny_paths)["input_word_ids"])
+    moved = np.abs(table.numpy() - before).max(axis=1) > 0
+    assert set(np.flatnonzero(moved)) <= set(present)
+    assert moved.sum() > 10
 
 
 def test_encoder_and_head_have_rates_of_their_own(tiny_paths: EncoderPaths) -> None:
@@ -189,6 +199,23 @@ def test_an_export_takes_no_texts_one_text_and_bytes_that_are_not_utf8(
 def test_a_preprocessor_must_be_one(tiny_encoder: str) -> None:
     with pytest.raises(DataError, match="has no `tokenize`; give a TF-Hub text preprocessor"):
         build(EncoderPaths(tiny_encoder, tiny_encoder))
+
+
+def test_a_preprocessor_with_more_tokens_than_the_encoder_has_rows_is_refused(
+    tiny_encoder: str, minilm_paths: EncoderPaths
+) -> None:
+    with pytest.raises(DataError, match=r"preprocessor .* has 30,522 tokens, encoder .* only \d+; name its own one"):
+        build(EncoderPaths(tiny_encoder, minilm_paths.preprocessor))
+
+
+def test_a_saved_model_that_is_no_layer_is_refused(tmp_path: Path, tiny_paths: EncoderPaths) -> None:
+    tf.saved_model.save(tf.Module(), str(tmp_path / "bare"))
+    for paths in (
+        EncoderPaths(str(tmp_path / "bare"), tiny_paths.preprocessor),
+        EncoderPaths(tiny_paths.encoder, str(tmp_path / "bare")),
+    ):
+        with pytest.raises(DataError, match="bare: cannot be loaded as a layer"):
+            build(paths)
 
 
 def test_an_encoder_must_take_the_three_inputs(tmp_path: Path, tiny_paths: EncoderPaths) -> None:

@@ -87,6 +87,25 @@ def test_repeated_texts_across_parts_are_counted(table: MakeTable, tmp_path: Pat
     ]
 
 
+def test_test_rows_are_compared_with_validation_rows_too(table: MakeTable, tmp_path: Path) -> None:
+    (tmp_path / "valid.csv").write_text("text,label\nnew,common\nother,rare\n")
+    (tmp_path / "test.csv").write_text("text,label\nnew,common\nnewer,rare\n")
+    splits = load_splits(
+        Config(data=table(ROWS), valid_data=str(tmp_path / "valid.csv"), test_data=str(tmp_path / "test.csv"))
+    )
+    [note] = splits.notes
+    assert "1 row (1) of the test part repeat the text of a training or validation row" in note
+
+
+def test_a_column_with_the_name_of_a_prediction_column_is_refused(tmp_path: Path) -> None:
+    for name in ("probability", "predicted_label", "probability_common"):
+        path = tmp_path / "t.csv"
+        path.write_text(f"text,label,{name}\n" + "".join(f"{text},{label},0\n" for text, label in ROWS))
+        with pytest.raises(DataError, match=f"column '{name}' has the name of a prediction column"):
+            load_splits(Config(data=str(path)))
+        assert load_splits(Config(data=str(path), valid_split=0)).valid is None
+
+
 def test_a_label_that_validation_lacks_is_told(table: MakeTable, tmp_path: Path) -> None:
     (tmp_path / "valid.csv").write_text("text,label\nnew,common\n")
     splits = load_splits(Config(data=table(ROWS), valid_data=str(tmp_path / "valid.csv")))

@@ -75,6 +75,14 @@ def test_integer_labels_become_their_digits_whatever_the_file_made_of_them(tmp_p
     assert read(tmp_path / "t.jsonl").labels == ["0", "True"]
 
 
+def test_big_integers_beside_a_null_are_not_rounded(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pd.DataFrame(
+        {"text": ["x", "y"], "label": ["a", "b"], "id": pd.array([9007199254740993, None], "Int64")}
+    ).to_parquet(path)
+    assert read(path).frame["id"].tolist()[0] == 9007199254740993
+
+
 def test_a_folder_of_classes_is_a_table(tmp_path: Path) -> None:
     for name, text in (
         ("pos/1.txt", "good"),
@@ -130,16 +138,24 @@ def test_the_input_columns_are_kept_as_strings_untouched(tmp_path: Path) -> None
         ("t.csv", b"text,class\nx,a\n", "no column 'label' The table has 'text', 'class'; set label_column"),
         ("t.csv", b"text,label\nx,a\n,b\n \t,a\n", "column 'text' is empty in 2 rows (2, 3)"),
         ("t.csv", b"text,label\nx,\ny,b\n", "column 'label' is empty in 1 row (1)"),
-        ("t.csv", b"text,label\nx,a\ncaf\xe9,b\n", "line 3: byte 0xe9 is not UTF-8"),
-        ("t.csv", b"text,label\nx,a,more\ny,b\n", "every row needs the header's number of fields"),
-        ("t.csv", b"text,label\nx,a\ny,b,more\n", "Expected 2 fields in line 3, saw 3"),
-        ("t.csv", b'text,label\n"x,a\ny,b\n', "EOF inside string starting at row"),
-        ("t.csv", b"text,label,probability\nx,a,1\n", "column 'probability' has the name of a prediction column"),
+        ("t.csv", b"text,label\nx,a\ncaf\xe9,b\n", "1 line (3) not UTF-8 (the first byte is 0xe9)"),
+        ("t.csv", b"\xef\xbb\xbftext,label\n\xe9x,a\nb,\xff\n", "2 lines (2, 3) not UTF-8 (the first byte is 0xe9)"),
+        ("t.csv", b"text,label,text\nx,a,y\n", "column 'text' occurs twice in the header"),
+        ("t.csv", b"text,label,extra\nx,a\n", "line 2: 2 fields where the header has 3"),
+        ("t.csv", b"id,text,label\n1,he\rllo,a\n", "fields where the header has 3"),
+        ("t.csv", b"text,label\nx,a,more\ny,b\n", "line 2: 3 fields where the header has 2"),
+        ("t.csv", b"text,label\nx,a\ny,b,more\n", "line 3: 3 fields where the header has 2"),
+        ("t.csv", b'text,label\n"x,a\ny,b\n', "line 3: broken quoting (unexpected end of data)"),
         ("t.xlsx", b"text,label\n", "unknown kind of table '.xlsx'; name it .csv, .tsv, .jsonl"),
         ("t", b"text,label\n", "unknown kind of table 'without a suffix'"),
         ("t.csv.gz", b"text,label\n", "broken .gz file"),
         ("t.csv.zip", b"text,label\n", "broken .zip file"),
         ("t.parquet", b"text,label\n", "not a Parquet table"),
+        ("t.csv.gz", gzip.compress(b"text,label\nx,a\n" * 99)[:-20], "broken .gz file"),
+        ("t.csv.bz2", bz2.compress(b"text,label\nx,a\n" * 99)[:-20], "broken .bz2 file"),
+        ("t.jsonl", b'{"text": "cut \\ud83d", "label": "a"}\n', "row 1, column 'text': holds half of a character"),
+        ("t.jsonl", b'{"text": "x", "label": 1e400}\n', "row 1, column 'label': holds float inf"),
+        ("t.jsonl", b"[" * 100000, "line 1: not JSON"),
         ("t.jsonl", b'{"text": "x", "label": "a"}\n{"text": \n', "line 2: not JSON"),
         ("t.jsonl", b'["x", "a"]\n', "line 1: holds a list"),
         (
@@ -184,7 +200,7 @@ def test_a_zip_of_two_tables_is_refused(tmp_path: Path) -> None:
 def test_an_undecodable_text_file_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "pos").mkdir()
     (tmp_path / "pos" / "1.txt").write_bytes(b"fine\n\xff\n")
-    assert f"{tmp_path / 'pos' / '1.txt'}: line 2: byte 0xff" in refusal(tmp_path)
+    assert f"{tmp_path / 'pos' / '1.txt'}: 1 line (2) not UTF-8 (the first byte is 0xff)" in refusal(tmp_path)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

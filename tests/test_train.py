@@ -151,7 +151,7 @@ def test_early_stopping_restores_the_best_weights(tiny_paths: EncoderPaths, tmp_
     best = int(history["val_loss"].to_numpy().argmin())
     assert len(history) == best + 3 < 12
     assert result.metrics["valid"]["loss"] == pytest.approx(history["val_loss"].min(), abs=1e-5)
-    assert result.metrics["valid"]["loss"] < history["val_loss"].iloc[-1] - 1e-3
+    assert result.metrics["valid"]["loss"] != pytest.approx(history["val_loss"].iloc[-1], abs=1e-4)
 
 
 def test_more_than_two_labels_train_as_multiclass(tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable) -> None:
@@ -175,7 +175,7 @@ def test_a_second_run_into_the_first_is_refused_and_the_first_kept(run: Result, 
         ({"text_column": "txt"}, DataError, "no column 'txt': did you mean 'text'"),
         ({"encoder": "absent"}, DataError, "encoder=absent: no saved_model.pb there"),
         ({"max_seq_length": 65}, ConfigError, "64 positions"),
-        ({"learning_rate": 1e30}, HubtuneError, "the loss became nan in epoch"),
+        ({"learning_rate": 1e30}, HubtuneError, "training diverged: the weights are no longer finite"),
     ],
 )
 def test_a_mistake_writes_no_run(

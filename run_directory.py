@@ -1,0 +1,48 @@
+"""Run directories: claimed once, never written over, and never holding half a file."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from config import Config, DataError
+
+
+def refuse_used_run_directory(config: Config) -> None:
+    """Refuses a named run directory that holds something; creates nothing.
+
+    Raises:
+        DataError: the directory is not empty.
+    """
+    if config.run_name is None:
+        return
+    directory = Path(config.output_dir).expanduser() / config.run_name
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise DataError(f"run directory {directory} is not empty: choose another run_name, or remove it")
+
+
+def claim_run_directory(config: Config) -> Path:
+    """Creates the run directory; where two runs start in one second, the later one's name gets a number.
+
+    Raises:
+        DataError: the directory is not empty.
+    """
+    parent = Path(config.output_dir).expanduser()
+    if config.run_name is not None:
+        refuse_used_run_directory(config)
+        (parent / config.run_name).mkdir(parents=True, exist_ok=True)
+        return parent / config.run_name
+    name = f"{Path(config.data.rstrip('/')).name.split('.')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        try:
+            (parent / f"{name}{suffix}").mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return parent / f"{name}{suffix}"
+    raise DataError(f"run directory {parent / name} and its numbered followers exist: set run_name")
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Writes a file under a temporary name and renames it, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(content, encoding="utf-8", newline="")
+    os.replace(temporary, path)
