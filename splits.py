@@ -21,6 +21,12 @@ class Splits:
     labels: list[str]
     notes: list[str]
 
+    @property
+    def parts(self) -> dict[str, Examples]:
+        """The parts that there are, by the names that metrics.json has for them."""
+        named = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {name: part for name, part in named.items() if part is not None}
+
     def label_ids(self, examples: Examples) -> np.ndarray:
         """Positions of the examples' labels in `labels`, int64 [N]."""
         index = {label: i for i, label in enumerate(self.labels)}

@@ -73,7 +73,7 @@ def read_examples(source: str, config: Config) -> Examples:
     for column in (config.text_column, config.label_column):
         if column not in frame.columns:
             raise DataError(
-                f"{source}: no column {column!r}{_nearest_column(column, frame.columns)}; "
+                f"{source}: no column {column!r}: {_nearest_column(column, frame.columns)}; "
                 f"set {'text' if column == config.text_column else 'label'}_column"
             )
     texts = [
@@ -167,7 +167,7 @@ def _decode(source: str, raw: bytes) -> str:
         ]
         byte = error.object[error.start]
         raise DataError(
-            f"{source}: {name_rows(broken, 'line')} not UTF-8 (the first byte is 0x{byte:02x}); save the table as UTF-8"
+            f"{source}: not UTF-8 in {name_rows(broken, 'line')}, the first byte is 0x{byte:02x}; save the table as UTF-8"
         ) from None
 
 
@@ -221,9 +221,8 @@ def _parse_jsonl(source: str, raw: bytes) -> pd.DataFrame:
 
 def _parse_parquet(source: str, raw: bytes) -> pd.DataFrame:
     try:
-        return pd.read_parquet(io.BytesIO(raw), dtype_backend="pyarrow").reset_index(
-            drop=True
-        )  # integers beside nulls stay integers
+        # pyarrow's types, so that integers beside nulls stay integers
+        return pd.read_parquet(io.BytesIO(raw), dtype_backend="pyarrow").reset_index(drop=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{source}: not a Parquet table ({' '.join(str(error).split())})") from None
 
@@ -299,7 +298,8 @@ def name_rows(rows: list[int], what: str = "row") -> str:
 def _nearest_column(column: str, columns: Iterable[Any]) -> str:
     names = [str(name) for name in columns]
     near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
-    return (f": did you mean {near[0]!r}?" if near else "") + f" The table has {', '.join(map(repr, names[:20]))}"
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return f"{guess}the table has {', '.join(map(repr, names[:20]))}"
 
 
 def _nearest_file(source: str) -> str:

@@ -8,7 +8,7 @@ import os
 import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 os.environ.setdefault("WANDB_SILENT", "true")  # our own lines say where the run is
 
@@ -38,7 +38,13 @@ class WandbCallback(WandbMetricsLogger):
 
 
 class NoRun:
-    """Stands in for a W&B run when W&B is off."""
+    """Stands in for a W&B run when W&B is off. A run is a context: it ends with it, as failed if an error leaves it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        self.finish(failed=kind is not None)
 
     def callbacks(self) -> list[Any]:
         """Keras callbacks that log the training."""

@@ -37,7 +37,6 @@ from evaluation import Scorer, metrics, predictions_table
 from model import Classifier, build_classifier, compile_classifier, export_classifier
 from run_directory import claim_run_directory, refuse_used_run_directory, write_atomically
 from splits import Splits, load_splits
-from tables import Examples
 from tracking import choose_mode, start_run
 
 _THRESHOLD = 0.5
@@ -63,56 +62,36 @@ def train(config: Config) -> Result:
     refuse_used_run_directory(config)
     wandb_mode = choose_mode(config)
     splits = load_splits(config)
-    _describe(config, splits)
-    if config.monitor == "val_f1" and len(splits.labels) > 2:
-        raise ConfigError(
-            f"monitor=val_f1: the F1 of the positive class needs two labels, there are {len(splits.labels)}; use val_macro_f1"
-        )
+    _describe(splits)
+    _refuse_wrong_monitor(config, splits)
     device, precision = runtime.set_up_devices(), runtime.choose_precision(config.precision)
     paths = find_encoder(config)
     runtime.set_seed(config.seed)
     classifier = build_classifier(config, paths, splits.labels)
-    parts = {
-        name: part
-        for name, part in (("train", splits.train), ("valid", splits.valid), ("test", splits.test))
-        if part is not None
-    }
     tokens = {
-        name: tokenize(part.texts, classifier.preprocessor, config.max_seq_length) for name, part in parts.items()
+        name: tokenize(part.texts, classifier.preprocessor, config.max_seq_length)
+        for name, part in splits.parts.items()
     }
     _describe_tokens(config, tokens)
 
     run_directory = claim_run_directory(config)
     write_atomically(run_directory / "config.yaml", config.to_yaml())
-    run = start_run(config, run_directory, wandb_mode)
-    try:
-        print(
-            f"Training on {device} in {precision}, {num_batches(tokens['train'], config.batch_size):,} steps an epoch",
-            flush=True,
-        )
+    with start_run(config, run_directory, wandb_mode) as run:
+        print(f"Training on {device} in {precision}", flush=True)
         fit = _fit(config, classifier, splits, tokens, precision, run_directory, run.callbacks())
-        scores: dict[str, Any] = {}
-        for name in [name for name in ("valid", "test") if name in parts]:
-            known = fit.valid_probabilities if name == "valid" else None
-            probabilities = fit.scorer.probabilities(tokens[name]) if known is None else known
-            scores[name] = _score(name, parts[name], probabilities, splits, run_directory)
+        scores = _score(splits, fit, tokens, run_directory)
         report = _report(config, splits, fit, tokens["train"], scores, device, precision)
         print("Saving the model", flush=True)
         export_classifier(classifier, str(run_directory / "model"), _THRESHOLD)
         write_atomically(run_directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        run.summarize(
-            {
-                f"{part}/{name}": value
-                for part in ("train", "valid", "test")
-                for name, value in report.get(part, {}).items()
-            }
-        )
-    except BaseException:
-        run.finish(failed=True)
-        raise
-    run.finish()
+        run.summarize({f"{part}/{name}": value for part in splits.parts for name, value in report[part].items()})
     _say_where(run_directory, run.where(), time.monotonic() - started)
     return Result(run_directory, report, classifier, fit.interrupted)
+
+
+def _refuse_wrong_monitor(config: Config, splits: Splits) -> None:
+    if config.monitor == "val_f1" and len(splits.labels) > 2:
+        raise ConfigError(f"monitor=val_f1: it needs two labels, there are {len(splits.labels)}; use val_macro_f1")
 
 
 # Fitting
@@ -220,13 +199,7 @@ def _fit(
     valid_ids = splits.label_ids(splits.valid) if splits.valid else None
     epoch_end = EpochEnd(scorer, tokens.get("valid"), valid_ids, run_directory / "history.csv")
     best = str(run_directory / "checkpoints" / "best")
-    stopping: list[tf_keras.callbacks.Callback] = []
-    if config.early_stopping_patience:
-        goal = {"monitor": config.monitor, "mode": "min" if config.monitor == "val_loss" else "max"}
-        stopping = [
-            tf_keras.callbacks.EarlyStopping(patience=config.early_stopping_patience, **goal),
-            tf_keras.callbacks.ModelCheckpoint(best, save_best_only=True, save_weights_only=True, **goal),
-        ]
+    stopping = _early_stopping(config, best)
     batches = train_batches(tokens["train"], splits.label_ids(splits.train), config.batch_size, config.seed)
     interrupted = False
     try:
@@ -259,22 +232,38 @@ def _fit(
     )
 
 
+def _early_stopping(config: Config, best: str) -> list[tf_keras.callbacks.Callback]:
+    """Stops when `monitor` no longer improves, and keeps the best weights in the checkpoint `best`."""
+    if not config.early_stopping_patience:
+        return []
+    goal = {"monitor": config.monitor, "mode": "min" if config.monitor == "val_loss" else "max"}
+    return [
+        tf_keras.callbacks.EarlyStopping(patience=config.early_stopping_patience, **goal),
+        tf_keras.callbacks.ModelCheckpoint(best, save_best_only=True, save_weights_only=True, **goal),
+    ]
+
+
 # Scoring and reporting
 
 
-def _score(
-    name: str, examples: Examples, probabilities: np.ndarray, splits: Splits, run_directory: Path
-) -> dict[str, Any]:
-    if name == "valid":
-        write_atomically(
-            run_directory / "valid_predictions.csv",
-            predictions_table(examples, splits.labels, probabilities, _THRESHOLD).to_csv(
-                index=False, quoting=csv.QUOTE_NONNUMERIC
-            ),
-        )
-    scores = metrics(splits.label_ids(examples), probabilities, _THRESHOLD)
-    print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in scores.items()), flush=True)
-    return {"examples": len(examples), **scores}
+def _score(splits: Splits, fit: Fit, tokens: dict[str, Tokens], run_directory: Path) -> dict[str, dict[str, Any]]:
+    """Scores validation and test rows with the final weights and writes the validation predictions."""
+    scores = {}
+    for name, part in splits.parts.items():
+        if name == "train":
+            continue
+        known = fit.valid_probabilities if name == "valid" else None
+        probabilities = fit.scorer.probabilities(tokens[name]) if known is None else known
+        if name == "valid":
+            table = predictions_table(part, splits.labels, probabilities, _THRESHOLD)
+            # Strings are quoted: a lone carriage return in a text would else be read back as the end of a row.
+            write_atomically(
+                run_directory / "valid_predictions.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+            )
+        values = metrics(splits.label_ids(part), probabilities, _THRESHOLD)
+        print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()), flush=True)
+        scores[name] = {"examples": len(part), **values}
+    return scores
 
 
 def _report(
@@ -307,10 +296,9 @@ def _report(
     }
 
 
-def _describe(config: Config, splits: Splits) -> None:
+def _describe(splits: Splits) -> None:
     """Says what was read and how it is split, before the long work starts."""
-    parts = [("train", splits.train), ("valid", splits.valid), ("test", splits.test)]
-    print("  ".join(f"{name} {len(part):,} rows ({part.source})" for name, part in parts if part is not None))
+    print("  ".join(f"{name} {len(part):,} rows ({part.source})" for name, part in splits.parts.items()))
     counts = pd.Series(splits.train.labels).value_counts()
     print(
         f"{len(splits.labels)} labels: "

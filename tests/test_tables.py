@@ -133,13 +133,13 @@ def test_the_input_columns_are_kept_as_strings_untouched(tmp_path: Path) -> None
         (
             "t.csv",
             b"txt,label\nx,a\n",
-            "no column 'text': did you mean 'txt'? The table has 'txt', 'label'; set text_column",
+            "no column 'text': did you mean 'txt'? the table has 'txt', 'label'; set text_column",
         ),
-        ("t.csv", b"text,class\nx,a\n", "no column 'label' The table has 'text', 'class'; set label_column"),
+        ("t.csv", b"text,class\nx,a\n", "no column 'label': the table has 'text', 'class'; set label_column"),
         ("t.csv", b"text,label\nx,a\n,b\n \t,a\n", "column 'text' is empty in 2 rows (2, 3)"),
         ("t.csv", b"text,label\nx,\ny,b\n", "column 'label' is empty in 1 row (1)"),
-        ("t.csv", b"text,label\nx,a\ncaf\xe9,b\n", "1 line (3) not UTF-8 (the first byte is 0xe9)"),
-        ("t.csv", b"\xef\xbb\xbftext,label\n\xe9x,a\nb,\xff\n", "2 lines (2, 3) not UTF-8 (the first byte is 0xe9)"),
+        ("t.csv", b"text,label\nx,a\ncaf\xe9,b\n", "not UTF-8 in 1 line (3), the first byte is 0xe9"),
+        ("t.csv", b"\xef\xbb\xbftext,label\n\xe9x,a\nb,\xff\n", "not UTF-8 in 2 lines (2, 3), the first byte is 0xe9"),
         ("t.csv", b"text,label,text\nx,a,y\n", "column 'text' occurs twice in the header"),
         ("t.csv", b"text,label,extra\nx,a\n", "line 2: 2 fields where the header has 3"),
         ("t.csv", b"id,text,label\n1,he\rllo,a\n", "fields where the header has 3"),
@@ -200,7 +200,7 @@ def test_a_zip_of_two_tables_is_refused(tmp_path: Path) -> None:
 def test_an_undecodable_text_file_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "pos").mkdir()
     (tmp_path / "pos" / "1.txt").write_bytes(b"fine\n\xff\n")
-    assert f"{tmp_path / 'pos' / '1.txt'}: 1 line (2) not UTF-8 (the first byte is 0xff)" in refusal(tmp_path)
+    assert f"{tmp_path / 'pos' / '1.txt'}: not UTF-8 in 1 line (2), the first byte is 0xff" in refusal(tmp_path)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
