@@ -1,13 +1,9 @@
 """encoders.py: the embedded encoder is the original, the cache is safe, and other encoders come in by path or URL."""
 
-import functools
-import http.server
 import shutil
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -135,30 +131,17 @@ def test_the_missing_package_is_named_with_the_command_that_installs_it(
         encoders.default_encoder()
 
 
-@pytest.fixture
-def hub_server(tmp_path: Path, tiny_encoder: str) -> Iterator[str]:
-    """Serves the tiny encoder as tfhub.dev serves one: a tar.gz at `?tf-hub-format=compressed`."""
-    with tarfile.open(tmp_path / "tiny", "w:gz") as archive:
-        archive.add(tiny_encoder, arcname=".")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-
-
 def test_a_hub_url_is_downloaded_and_gets_a_preprocessor_of_its_own_vocabulary(
-    hub_server: str, tiny_paths: EncoderPaths
+    tmp_path: Path, served_folder: str, tiny_paths: EncoderPaths
 ) -> None:
-    paths = find_encoder(Config(data="-", encoder=f"{hub_server}/tiny"))
+    """The server gives the tiny encoder as tfhub.dev gives one: a tar.gz at `?tf-hub-format=compressed`."""
+    with tarfile.open(tmp_path / "tiny", "w:gz") as archive:
+        archive.add(tiny_paths.encoder, arcname=".")
+    paths = find_encoder(Config(data="-", encoder=f"{served_folder}/tiny"))
     assert paths.preprocessor == tiny_paths.preprocessor  # one vocabulary, one preprocessor
     hub.load(paths.encoder)
     with pytest.raises(DataError, match=r"absent: cannot be downloaded .*give a local SavedModel directory"):
-        find_encoder(Config(data="-", encoder=f"{hub_server}/absent"))
+        find_encoder(Config(data="-", encoder=f"{served_folder}/absent"))
 
 
 def test_a_named_preprocessor_is_taken_as_it_is(tiny_paths: EncoderPaths, minilm_paths: EncoderPaths) -> None:

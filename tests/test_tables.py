@@ -1,13 +1,9 @@
 """tables.py: what is read comes out as it stands; what cannot be used is refused in one line."""
 
 import bz2
-import functools
 import gzip
-import http.server
 import lzma
-import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -98,24 +94,12 @@ def test_a_folder_of_classes_is_a_table(tmp_path: Path) -> None:
     assert list(examples.frame["file"]) == ["neg/1.txt", "pos/1.txt", "pos/2.txt"]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-
-
-def test_a_zipped_csv_is_read_from_a_url(tmp_path: Path, server: str) -> None:
+def test_a_zipped_csv_is_read_from_a_url(tmp_path: Path, served_folder: str) -> None:
     FRAME.to_csv(tmp_path / "t.csv", index=False)
     with zipfile.ZipFile(tmp_path / "t.csv.zip", "w") as archive:
         archive.write(tmp_path / "t.csv", "t.csv")
-    assert read(f"{server}/t.csv.zip").texts == TEXTS
-    assert "absent.csv: cannot be downloaded (HTTP 404," in refusal(f"{server}/absent.csv")
+    assert read(f"{served_folder}/t.csv.zip").texts == TEXTS
+    assert "absent.csv: cannot be downloaded (HTTP 404," in refusal(f"{served_folder}/absent.csv")
 
 
 def test_the_input_columns_are_kept_as_strings_untouched(tmp_path: Path) -> None:

@@ -16,11 +16,20 @@ from config import Config, ConfigError
 
 def mode_in_a_fresh_process(wandb_mode: str, home: Path, **environment: str) -> str:
     """What `choose_mode` gives with nothing of this machine's W&B login in sight."""
-    program = f"from config import Config; from tracking import choose_mode; print(choose_mode(Config(data='-', wandb_mode={wandb_mode!r})))"
+    program = (
+        "from config import Config; from tracking import choose_mode; "
+        f"print(choose_mode(Config(data='-', wandb_mode={wandb_mode!r})))"
+    )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     clean |= {"HOME": str(home), "NETRC": str(home / "netrc"), "WANDB_CONFIG_DIR": str(home), **environment}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=clean, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=clean,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     return done.stdout.strip() or done.stderr.splitlines()[-1]
 
@@ -64,7 +73,9 @@ def test_a_run_that_cannot_start_online_is_kept_offline(
 
 @pytest.mark.parametrize("options", [{"wandb_project": "a/b"}, {"wandb_tags": ["x" * 70]}])
 def test_what_wandb_refuses_is_one_line(tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="W&B does not take this run .*change wandb_project, wandb_group or wandb_tags"):
+    with pytest.raises(
+        ConfigError, match="W&B does not take this run .*change wandb_project, wandb_group or wandb_tags"
+    ):
         tracking.start_run(Config(data="-", **options), tmp_path, "offline")
 
 

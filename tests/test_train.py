@@ -216,22 +216,14 @@ def test_the_command_tells_a_mistake_in_one_line_without_a_traceback(
     assert "Traceback" in debugged.stderr
 
 
+def tiny_command(paths: EncoderPaths, output: Path, *options: str) -> list[str]:
+    """The command that trains the tiny encoder on the bundled reviews into `<output>/run`."""
+    where = [f"--data={SAMPLE}", f"--encoder={paths.encoder}", f"--output_dir={output}", "--run_name=run"]
+    return command(*where, "--max_seq_length=64", *options)
+
+
 def test_ctrl_c_keeps_what_is_trained(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
-    arguments = command(
-        *(
-            "--data",
-            str(SAMPLE),
-            "--encoder",
-            tiny_paths.encoder,
-            "--max_seq_length",
-            "64",
-            "--epochs",
-            "5000",
-            "--learning_rate",
-            "1e-3",
-        ),
-        *("--output_dir", str(tmp_path), "--run_name", "run", "--wandb_mode", "disabled"),
-    )
+    arguments = tiny_command(tiny_paths, tmp_path, "--epochs=5000", "--learning_rate=1e-3", "--wandb_mode=disabled")
     process = subprocess.Popen(
         arguments,
         cwd=ROOT,
@@ -260,21 +252,7 @@ def test_wandb_offline_logs_losses_metrics_and_rate_into_the_run_directory(
     tiny_paths: EncoderPaths, tmp_path: Path
 ) -> None:
     """In a process of its own: W&B keeps global state."""
-    arguments = command(
-        *(
-            "--data",
-            str(SAMPLE),
-            "--encoder",
-            tiny_paths.encoder,
-            "--max_seq_length",
-            "64",
-            "--epochs",
-            "2",
-            "--wandb_tags",
-            "a,b",
-        ),
-        *("--output_dir", str(tmp_path), "--run_name", "run", "--wandb_mode", "auto"),
-    )
+    arguments = tiny_command(tiny_paths, tmp_path, "--epochs=2", "--wandb_tags=a,b", "--wandb_mode=auto")
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("WANDB_") or name == "WANDB_CONFIG_DIR"
     }
