@@ -54,7 +54,7 @@ class Config(BaseModel):
     # Data
     data: str = Field(
         min_length=1,
-        description="table to train on: CSV, TSV, JSONL or Parquet, plain or compressed, path or URL; or a folder per class",
+        description="table to train on: CSV, TSV, JSONL, Parquet, plain or compressed, path or URL; or a folder with a folder per class",
     )
     valid_data: str | None = Field(None, description="table with the validation rows, instead of a split of `data`")
     test_data: str | None = Field(None, description="table that is only scored, once, after training")
@@ -68,7 +68,10 @@ class Config(BaseModel):
         description="validation rows of `data`: a fraction or a count; 0: none; null: what train_split leaves, or 0.1 without it",
     )
     seed: int = Field(
-        42, ge=0, lt=2**32, description="seed of the split, the head's first weights, the batch order and dropout"
+        42,
+        ge=0,
+        lt=2**32,
+        description="seed of the split, the head's first weights, the batch order and the head's dropout",
     )
 
     # Encoder and head
