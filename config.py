@@ -54,7 +54,7 @@ class Config(BaseModel):
     # Data
     data: str = Field(
         min_length=1,
-        description="table to train on: CSV, TSV, JSONL, Parquet, plain or compressed, path or URL; or a folder with a folder per class",
+        description="table to train on: CSV, TSV, JSONL, Parquet, plain or compressed, path or URL; or a folder of class folders",
     )
     valid_data: str | None = Field(None, description="table with the validation rows, instead of a split of `data`")
     test_data: str | None = Field(None, description="table that is only scored, once, after training")
