@@ -29,7 +29,6 @@ ALLOWED = {
         "run_directory",
         "runtime",
         "splits",
-        "tables",
         "tracking",
     },
 }
