@@ -1,10 +1,13 @@
 """Run directories: claimed once, never written over, and never holding half a file."""
 
 import os
+import shutil
 from datetime import datetime
 from pathlib import Path
 
 from config import Config, DataError
+
+_ROOM_FOR_THE_REST = 20_000_000  # bytes for graph, vocabulary, predictions and logs
 
 
 def refuse_used_run_directory(config: Config) -> None:
@@ -18,6 +21,21 @@ def refuse_used_run_directory(config: Config) -> None:
     directory = Path(config.output_dir).expanduser() / config.run_name
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise DataError(f"run directory {directory} is not empty: choose another run_name, or remove it")
+
+
+def refuse_full_disk(config: Config, needed: int) -> None:
+    """Refuses, before the long work, a disk without room for `needed` bytes of weights.
+
+    Raises:
+        DataError: less is free where output_dir lies.
+    """
+    folder = Path(config.output_dir).expanduser().absolute()
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    if free < needed + _ROOM_FOR_THE_REST:
+        raise DataError(
+            f"output_dir {folder}: a run needs about {(needed + _ROOM_FOR_THE_REST) / 1e6:,.0f} MB and {free / 1e6:,.0f} MB "
+            "are free: make room, or set output_dir"
+        )
 
 
 def claim_run_directory(config: Config) -> Path:

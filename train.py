@@ -7,6 +7,7 @@ Reads top to bottom as it runs: config -> examples -> token ids -> model -> fit 
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ from data import Tokens, num_batches, tokenize, train_batches
 from encoders import find_encoder
 from evaluation import Scorer, metrics, predictions_table
 from model import Classifier, build_classifier, compile_classifier, export_classifier
-from run_directory import claim_run_directory, refuse_used_run_directory, write_atomically
+from run_directory import claim_run_directory, refuse_full_disk, refuse_used_run_directory, write_atomically
 from splits import Splits, load_splits
 from tracking import choose_mode, start_run
 
@@ -74,6 +75,8 @@ def train(config: Config) -> Result:
     }
     _describe_tokens(config, tokens)
 
+    copies = 2 if config.early_stopping_patience else 1  # the model, and the best weights
+    refuse_full_disk(config, copies * 4 * classifier.token_model.count_params())
     run_directory = claim_run_directory(config)
     write_atomically(run_directory / "config.yaml", config.to_yaml())
     with start_run(config, run_directory, wandb_mode) as run:
@@ -368,10 +371,12 @@ def _explain(error: Exception) -> HubtuneError:
         return error
     if isinstance(error, OSError):
         return HubtuneError(f"{error.filename or 'cannot write'}: {error.strerror or error}")
-    reason = " ".join(str(error).split())[:200]
-    if isinstance(error, tf.errors.ResourceExhaustedError) and "No space left" not in reason:
-        return HubtuneError(f"out of memory: lower batch_size or max_seq_length ({reason})")
-    return HubtuneError(f"TensorFlow stopped: {reason}; --debug shows where")
+    reason = " ".join(re.sub(r"\{\{.*?\}\}", "", str(error)).split())
+    if "No space left" in reason:
+        return HubtuneError(f"the disk is full: make room or choose another folder ({reason[:200]})")
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return HubtuneError(f"out of memory: lower batch_size or max_seq_length ({reason[:200]})")
+    return HubtuneError(f"TensorFlow stopped: {reason[:200]}; --debug shows where")
 
 
 if __name__ == "__main__":

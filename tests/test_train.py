@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,6 +188,15 @@ def test_a_mistake_writes_no_run(
     assert not (tmp_path / "run" / "model").exists()
     if "learning_rate" not in options:
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_before_the_training(
+    tiny_paths: EncoderPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
+    with pytest.raises(DataError, match="a run needs about 20 MB and 1 MB are free: make room, or set output_dir"):
+        train(settings(tiny_paths, tmp_path / "not" / "yet"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_f1_of_the_positive_class_cannot_be_monitored_without_one(
