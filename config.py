@@ -187,7 +187,7 @@ class Config(BaseModel):
 
 
 def make_config(values: dict[str, Any], origin: dict[str, str] | None = None) -> Config:
-    """Checks `values` and returns the Config; `origin` says where a key comes from, for messages.
+    """Checks `values` and returns the Config; None gives a key its default; `origin` says where a key comes from, for messages.
 
     Raises:
         ConfigError: one line that names the origin, the key, the value and what is allowed.
@@ -197,7 +197,7 @@ def make_config(values: dict[str, Any], origin: dict[str, str] | None = None) ->
         if key not in Config.model_fields:
             raise ConfigError(f"{origin.get(key, 'config')}: unknown key {key!r}{_did_you_mean(str(key))}")
     try:
-        return Config(**values)
+        return Config(**{key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
         raise ConfigError("; ".join(_one_line(problem, origin) for problem in error.errors())) from None
 

@@ -174,14 +174,16 @@ def compile_classifier(classifier: Classifier, config: Config, precision: str, t
 
 def export_classifier(classifier: Classifier, directory: str, threshold: float) -> None:
     """Writes a SavedModel that needs only TensorFlow and tensorflow-text: `serving_default` takes `text`, string [N], and
-    gives `label` string [N], `probability` of that label float32 [N], and `probabilities` float32 [N, K].
+    gives `label` string [N], `probability` of that label float32 [N], and `probabilities` float32 [N, K] in the order of
+    the loaded model's `labels`.
 
     Written under a temporary name and renamed, so that `directory` is whole or absent.
     """
     module = tf.Module()
     module.weights = classifier.text_model.variables
     module.preprocessor = classifier.preprocessor  # vocabulary tables and their asset files
-    module.labels = tf.constant(classifier.labels)
+    with tf.device("/cpu:0"):
+        module.labels = tf.Variable(classifier.labels, trainable=False, name="labels")
     module.threshold = tf.Variable(threshold, trainable=False, name="threshold")
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])

@@ -98,21 +98,22 @@ def _split(table: Examples, config: Config, notes: list[str]) -> tuple[list[int]
     """
     total = len(table)
     num_train, num_valid = _split_sizes(total, config)
+    sizes = f"{num_train:,} training and {num_valid:,} validation rows out of {total:,}"
+    if num_train < 1 or num_train + num_valid > total:
+        raise DataError(f"{table.source}: cannot take {sizes}: change train_split or valid_split")
     rare = [label for label, count in Counter(table.labels).items() if count < 2]
     if rare:
         row = table.rows[table.labels.index(rare[0])]
+        more = f" and {len(rare) - 1:,} more labels have" if len(rare) > 1 else " has"
         raise DataError(
-            f"{table.source}: label {rare[0]!r} has one row only (row {row}): a stratified split needs two of each; "
-            "add rows, merge the class into another, or give valid_data"
+            f"{table.source}: label {rare[0]!r} (row {row}){more} one row only: a stratified split needs two of each; "
+            "add rows, merge classes, give valid_data, or check label_column"
         )
     try:
         train, rest = _stratified(np.arange(total), table.labels, num_train, config.seed)
         valid, unused = _stratified(rest, table.labels, num_valid, config.seed)
     except ValueError as error:
-        raise DataError(
-            f"{table.source}: cannot take {num_train:,} training and {num_valid:,} validation rows out of {total:,}: "
-            f"{' '.join(str(error).split())}"
-        ) from None
+        raise DataError(f"{table.source}: cannot take {sizes}: {' '.join(str(error).split())}") from None
     missing = set(table.labels) - {table.labels[i] for i in train}
     if missing:
         raise DataError(

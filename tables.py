@@ -159,6 +159,8 @@ def _decompress(source: str, raw: bytes) -> tuple[str, bytes]:
 
 
 def _decode(source: str, raw: bytes) -> str:
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{source}: is UTF-16; save the table as UTF-8")
     try:
         return raw.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
@@ -185,6 +187,10 @@ def _parse_delimited(source: str, raw: bytes, **dialect: Any) -> pd.DataFrame:
     reader = csv.reader(io.StringIO(_decode(source, raw), newline=""), **dialect)
     try:
         header = next(row for row in reader if row)
+        if len(header) == 1 and (other := set(header[0]) & {";", "\t", "|", ","}):
+            raise DataError(
+                f"{source}: the header holds {min(other)!r} and is one column: save the table with commas as .csv or tabs as .tsv"
+            )
         rows = []
         for row in reader:
             if row and len(row) != len(header):

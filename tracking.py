@@ -122,10 +122,12 @@ def start_run(config: Config, run_directory: Path, mode: Mode) -> NoRun:
     """
     if mode == "disabled":
         return NoRun()
+    if mode == "online":
+        print("Connecting to W&B", flush=True)
     try:
         return WandbRun(config, run_directory, mode)
     except (wandb.Error, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).split(" Consider ")[0]
         if mode == "offline" or isinstance(error, wandb.errors.UsageError | ValueError):
             raise ConfigError(
                 f"W&B does not take this run ({reason}): change wandb_project, wandb_group or wandb_tags"

@@ -141,14 +141,16 @@ class Progress(tf_keras.callbacks.Callback):
     def __init__(self, epochs: int, steps: int) -> None:
         super().__init__()
         self._epochs, self._steps, self._epoch = epochs, steps, 0
-        self._started = time.monotonic()
+        self._started = 0.0  # at the end of the first step, which builds the graph
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         done = self._epoch * self._steps + batch + 1
-        left = (time.monotonic() - self._started) / done * (self._epochs * self._steps - done)
+        now = time.monotonic()
+        self._started = self._started or now
+        left = (now - self._started) / max(1, done - 1) * (self._epochs * self._steps - done)
         line = (
             f"epoch {self._epoch + 1}/{self._epochs}  step {batch + 1:,}/{self._steps:,}  "
             f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}  about {_clock(left)} left"
@@ -223,6 +225,12 @@ def _fit(
         )
     if stopping and epoch_end.history:
         model.load_weights(best).expect_partial()
+        values = [record[config.monitor] for record in epoch_end.history]
+        best_epoch = values.index(min(values) if config.monitor == "val_loss" else max(values)) + 1
+        print(
+            f"Ran {len(values)} epochs; {config.monitor} was best in epoch {best_epoch}, whose weights are kept",
+            flush=True,
+        )
     _refuse_diverged(model)
     fresh = epoch_end.scored_step == epoch_end.steps and not stopping
     return Fit(
@@ -284,6 +292,7 @@ def _report(
             "examples_per_second": passes * len(tokens) / fit.seconds if fit.seconds else 0.0,
             "tokens_per_second": passes * len(tokens.word_ids) / fit.seconds if fit.seconds else 0.0,
             "epochs_run": fit.epochs_run,
+            "interrupted": fit.interrupted,
             "steps_run": fit.steps,
             "peak_memory_bytes": runtime.peak_memory_bytes(),
         },
@@ -305,11 +314,11 @@ def _describe(splits: Splits) -> None:
     counts = pd.Series(splits.train.labels).value_counts()
     print(
         f"{len(splits.labels)} labels: "
-        + ", ".join(f"{label} {counts[label] / len(splits.train):.1%}" for label in splits.labels[:20])
+        + ", ".join(f"{label!r} {counts[label] / len(splits.train):.1%}" for label in splits.labels[:20])
         + (", ..." if len(splits.labels) > 20 else "")
     )
     if len(splits.labels) == 2:
-        print(f"positive label: {splits.labels[1]}")
+        print(f"positive label: {splits.labels[1]!r}")
     for note in splits.notes:
         print(f"note: {note}")
     sys.stdout.flush()

@@ -43,10 +43,11 @@ def test_yaml_scientific_notation_without_a_dot_is_a_number(tmp_path: Path) -> N
     assert parse("--config", str(file)).learning_rate == 3e-5
 
 
-def test_null_on_the_command_line_unsets_a_key_of_the_yaml(tmp_path: Path) -> None:
+def test_null_gives_a_key_its_default(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text("data: x.csv\nvalid_data: v.csv\n")
-    assert parse("--config", str(file), "--valid_data", "null").valid_data is None
+    file.write_text("data: x.csv\nvalid_data: v.csv\nepochs: 9\ndropout: null\n")
+    config = parse("--config", str(file), "--valid_data", "null", "--epochs=null")
+    assert (config.valid_data, config.epochs, config.dropout) == (None, 3, 0.1)
 
 
 def test_tags_are_split_at_commas() -> None:
@@ -85,7 +86,7 @@ def test_a_config_cannot_be_changed() -> None:
         ({"early_stopping_patience": 2, "valid_split": 0}, r"early_stopping_patience needs validation rows"),
         ({"run_name": "a/b"}, r"run_name='a/b': .*folder's name"),
         ({"epohcs": 2}, r"unknown key 'epohcs': did you mean 'epochs'\?"),
-        ({"data": None}, r"data=None"),
+        ({"data": None}, r"data is missing"),
         ({"data": ""}, r"data='': .*at least 1 character"),
         ({"learning_rate": True}, r"learning_rate=True: should not be a truth value"),
         ({"learning_rate": "inf"}, r"learning_rate='inf': .*finite"),

@@ -175,9 +175,10 @@ def test_the_threshold_inside_the_export_decides_the_label(tiny_paths: EncoderPa
     labels = {}
     for threshold in (0.0, 1.0):
         export_classifier(classifier, str(tmp_path / str(threshold)), threshold)
-        given = tf.saved_model.load(str(tmp_path / str(threshold))).signatures["serving_default"](
-            text=tf.constant(["it is good"])
-        )
+        loaded = tf.saved_model.load(str(tmp_path / str(threshold)))
+        assert loaded.labels.numpy().tolist() == [b"neg", b"pos"]
+        assert loaded.threshold.numpy() == threshold
+        given = loaded.signatures["serving_default"](text=tf.constant(["it is good"]))
         labels[threshold] = given["label"].numpy()[0]
         side = {b"neg": 0, b"pos": 1}[labels[threshold]]
         assert given["probability"].numpy()[0] == given["probabilities"].numpy()[0, side]

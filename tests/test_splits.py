@@ -117,10 +117,15 @@ def test_a_label_that_validation_lacks_is_told(table: MakeTable, tmp_path: Path)
     ("rows", "options", "message"),
     [
         ([("x", "a"), ("y", "a")], {}, "column 'label' holds one class only ('a')"),
-        ([*ROWS, ("x", "single")], {}, "label 'single' has one row only (row 201)"),
+        ([*ROWS, ("x", "single")], {}, "label 'single' (row 201) has one row only"),
         (ROWS, {"valid_split": 1e-9}, "cannot take 199 training and 1 validation rows out of 200"),
         (ROWS, {"train_split": 150, "valid_split": 100}, "cannot take 150 training and 100 validation rows out of 200"),
-        (ROWS, {"valid_split": 500}, "cannot take -300 training and 500 validation rows"),
+        (
+            ROWS,
+            {"valid_split": 200},
+            "cannot take 0 training and 200 validation rows out of 200: change train_split or valid_split",
+        ),
+        ([(f"text {i}", str(i)) for i in range(9)], {}, "label '0' (row 1) and 8 more labels have one row only"),
     ],
 )
 def test_what_cannot_be_split_is_refused(

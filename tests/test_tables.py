@@ -124,6 +124,8 @@ def test_the_input_columns_are_kept_as_strings_untouched(tmp_path: Path) -> None
         ("t.csv", b"text,label\nx,\ny,b\n", "column 'label' is empty in 1 row (1)"),
         ("t.csv", b"text,label\nx,a\ncaf\xe9,b\n", "not UTF-8 in 1 line (3), the first byte is 0xe9"),
         ("t.csv", b"\xef\xbb\xbftext,label\n\xe9x,a\nb,\xff\n", "not UTF-8 in 2 lines (2, 3), the first byte is 0xe9"),
+        ("t.csv", b"text;label\nx;a\n", "the header holds ';' and is one column: save the table with commas"),
+        ("t.csv", "text,label\nx,a\n".encode("utf-16"), "is UTF-16; save the table as UTF-8"),
         ("t.csv", b"text,label,text\nx,a,y\n", "column 'text' occurs twice in the header"),
         ("t.csv", b"text,label,extra\nx,a\n", "line 2: 2 fields where the header has 3"),
         ("t.csv", b"id,text,label\n1,he\rllo,a\n", "fields where the header has 3"),

@@ -137,7 +137,9 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tiny_paths: Encode
     assert losses("c", 2) != pytest.approx(first, abs=1e-5)
 
 
-def test_early_stopping_restores_the_best_weights(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
+def test_early_stopping_restores_the_best_weights(
+    tiny_paths: EncoderPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """At this rate the model overfits at once, so that later epochs are worse than the best."""
     config = settings(
         tiny_paths,
@@ -152,6 +154,7 @@ def test_early_stopping_restores_the_best_weights(tiny_paths: EncoderPaths, tmp_
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     best = int(history["val_loss"].to_numpy().argmin())
     assert len(history) == best + 3 < 12
+    assert f"val_loss was best in epoch {best + 1}, whose weights are kept" in capsys.readouterr().out
     assert result.metrics["valid"]["loss"] == pytest.approx(history["val_loss"].min(), abs=1e-5)
     assert result.metrics["valid"]["loss"] != pytest.approx(history["val_loss"].iloc[-1], abs=1e-4)
 
@@ -256,6 +259,7 @@ def test_ctrl_c_keeps_what_is_trained(tiny_paths: EncoderPaths, tmp_path: Path) 
     assert "Traceback" not in rest
     report = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 1 <= report["train"]["epochs_run"] < 5000
+    assert report["train"]["interrupted"] is True
     assert serve(tmp_path / "run", ["it is good"])["label"].shape == (1,)
 
 
