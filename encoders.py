@@ -156,9 +156,8 @@ def exact_gelu(x: tf.Tensor) -> tf.Tensor:
 
 def _build_default_encoder(directory: str) -> None:
     source = _default_files()
-    runtime.set_seed(
-        0
-    )  # dropout's random stream is fixed when the graph is made; it must not hang on the first user's seed
+    # Dropout's random stream is fixed when the graph is made; it must not hang on the first user's seed.
+    runtime.set_seed(0)
     state = load_file(source / "model.safetensors")
     settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
     bert_config = BertConfig(

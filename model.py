@@ -130,23 +130,26 @@ def _load_encoder(path: str, config: Config) -> hub.KerasLayer:
         ) from error
     if not isinstance(outputs, dict) or wanted not in outputs:
         raise DataError(f"encoder {path}: gives no {wanted!r}, which pooling={config.pooling} needs")
-    positions = [
-        variable.shape[0] for variable in encoder.resolved_object.variables if "position_embedding" in variable.name
-    ]
-    if positions and config.max_seq_length > positions[0]:
+    positions = _table_rows(encoder, "position_embedding")
+    if positions is not None and config.max_seq_length > positions:
         raise ConfigError(
-            f"max_seq_length={config.max_seq_length}: the encoder {path} has {positions[0]} positions; set {positions[0]} or less"
+            f"max_seq_length={config.max_seq_length}: the encoder {path} has {positions} positions; set {positions} or less"
         )
     return encoder
 
 
+def _table_rows(encoder: hub.KerasLayer, name: str) -> int | None:
+    """Rows of the encoder's embedding table with `name` in its name, None where there is no such table."""
+    return next((variable.shape[0] for variable in encoder.resolved_object.variables if name in variable.name), None)
+
+
 def _refuse_larger_vocabulary(preprocessor: hub.KerasLayer, encoder: hub.KerasLayer, paths: EncoderPaths) -> None:
     """An id past the embedding table would be an error on a CPU and a zero vector on a GPU."""
-    rows = [variable.shape[0] for variable in encoder.resolved_object.variables if "word_embeddings" in variable.name]
+    rows = _table_rows(encoder, "word_embeddings")
     tokens = int(preprocessor.resolved_object.tokenize.get_special_tokens_dict()["vocab_size"])
-    if rows and tokens > rows[0]:
+    if rows is not None and tokens > rows:
         raise DataError(
-            f"preprocessor {paths.preprocessor} has {tokens:,} tokens, encoder {paths.encoder} only {rows[0]:,}; name its own one"
+            f"preprocessor {paths.preprocessor} has {tokens:,} tokens, encoder {paths.encoder} only {rows:,}; name its own one"
         )
 
 
