@@ -43,6 +43,8 @@ def _split_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+OPENED_ONLY = ("freeze_layers", "encoder_dropout", "layer_decay")  # what a hub layer cannot honour
+
 Share = Annotated[float, Field(ge=0)]
 
 
@@ -77,22 +79,37 @@ class Config(BaseModel):
     # Encoder and head
     encoder: str = Field(
         "all-MiniLM-L6-v2",
-        description="the embedded all-MiniLM-L6-v2, a TF-Hub handle or URL, or a SavedModel directory",
+        description="all-MiniLM-L6-v2 (embedded), a TF-Hub or Kaggle handle or URL, hf:organisation/name, or a folder: SavedModel, "
+        "Hugging Face or sentence-transformers checkpoint, run directory",
     )
     preprocessor: str | None = Field(
         None,
         description="TF-Hub preprocessor that goes with the encoder; null: built from the encoder's own vocabulary",
     )
+    encoder_mode: Literal["auto", "hub", "opened"] = Field(
+        "auto",
+        description="hub: the encoder as its graph is; opened: its weights in Keras layers, equal to it; auto: opened if it can be",
+    )
     trainable: bool = Field(True, description="fine-tune the encoder; false: train the head alone on frozen features")
-    pooling: Literal["pooled_output", "cls", "mean"] = Field(
+    freeze_layers: int | None = Field(
+        None, ge=0, description="freeze the embeddings and so many of the lowest layers (opened encoders); null: none"
+    )
+    pooling: Literal["pooled_output", "cls", "mean", "default"] = Field(
         "pooled_output",
-        description="what the head sees: BERT's pooled [CLS] vector, the plain [CLS] vector, or the mean over real tokens",
+        description="what the head sees: BERT's pooled [CLS] vector, the plain [CLS] vector, the mean over real tokens, or "
+        "the encoder's own default (the sentence vector of sentence-transformers)",
     )
     max_seq_length: int = Field(
         128, ge=3, description="tokens kept per text, [CLS] and [SEP] included; longer texts are cut and counted"
     )
     hidden_units: int = Field(0, ge=0, description="width of an extra dense ReLU layer before the logits; 0: none")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate before the logits")
+    encoder_dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="hidden and attention dropout inside an opened encoder; null: the encoder's own rates",
+    )
 
     # Training
     epochs: int = Field(3, ge=1, description="passes over the training rows")
@@ -102,6 +119,12 @@ class Config(BaseModel):
     )
     encoder_learning_rate: float | None = Field(
         None, gt=0, description="peak learning rate of the encoder; null: learning_rate"
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="rate of each layer of an opened encoder over that of the layer above; 1: one rate for all",
     )
     weight_decay: float = Field(
         0.01, ge=0, description="AdamW's decoupled decay; biases and layer norms are left out; 0: plain Adam"
@@ -177,6 +200,12 @@ class Config(BaseModel):
             raise ValueError(
                 f"train_split={self.train_split} and valid_split={self.valid_split} are more than the whole: let them sum to 1"
             )
+        for key in OPENED_ONLY:
+            asked = getattr(self, key) != type(self).model_fields[key].default
+            if asked and self.encoder_mode == "hub":
+                raise ValueError(f"{key} needs an opened encoder: set encoder_mode to auto or opened")
+            if asked and not self.trainable:
+                raise ValueError(f"{key} is about training the encoder, and trainable is false: leave one of them out")
         if self.early_stopping_patience and self.valid_data is None and self.valid_split == 0:
             raise ValueError("early_stopping_patience needs validation rows: set valid_data or valid_split")
         return self
@@ -237,7 +266,9 @@ def read_yaml(path: str) -> dict[str, Any]:
     return values
 
 
-class _Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
+    """argparse, but a mistake is a ConfigError."""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 
@@ -251,7 +282,7 @@ def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
     Raises:
         ConfigError: an unknown key, a bad value, or an unreadable config file.
     """
-    parser = _Parser(
+    parser = CommandParser(
         prog="train.py",
         description="Fine-tunes a BERT text classifier on a table.",
         allow_abbrev=False,

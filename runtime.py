@@ -31,6 +31,7 @@ from config import ConfigError  # noqa: E402
 
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _FLOAT16_GPU_CAPABILITY = (7, 0)  # tensor cores
+_BFLOAT16_GPU_CAPABILITY = (8, 0)  # tensor cores that know bfloat16
 
 
 def set_up_devices() -> str:
@@ -44,16 +45,18 @@ def set_up_devices() -> str:
     return f"CPU, {os.cpu_count()} cores"
 
 
-def choose_precision(wanted: str) -> str:
-    """Turns `auto` into the fastest precision that this machine has in hardware, and refuses what it lacks.
+def choose_precision(wanted: str, opened: bool) -> str:
+    """Turns `auto` into the best precision that this machine has in hardware, and refuses what it lacks.
 
-    A hub encoder's graph is fixed at float32, so a lower precision reaches it only through TensorFlow's graph rewrites:
-    bfloat16 on CPUs, float16 on GPUs. There is no rewrite to bfloat16 on GPUs.
+    An opened encoder computes in any precision. A hub encoder's graph is fixed at float32, so a lower precision reaches it
+    only through TensorFlow's graph rewrites: bfloat16 on CPUs, float16 on GPUs. There is none to bfloat16 on GPUs.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
         available = ["float32", "float16"] if capability >= _FLOAT16_GPU_CAPABILITY else ["float32"]
+        if opened and capability >= _BFLOAT16_GPU_CAPABILITY:
+            available.append("bfloat16")
     else:
         available = ["float32", "bfloat16"] if _BFLOAT16_CPU_FLAGS & _cpu_flags() else ["float32"]
     if wanted == "auto":

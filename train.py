@@ -65,10 +65,12 @@ def train(config: Config) -> Result:
     splits = load_splits(config)
     _describe(splits)
     _refuse_wrong_monitor(config, splits)
-    device, precision = runtime.set_up_devices(), runtime.choose_precision(config.precision)
+    device = runtime.set_up_devices()
     paths = find_encoder(config)
     runtime.set_seed(config.seed)
     classifier = build_classifier(config, paths, splits.labels)
+    if classifier.encoder.note:
+        print(f"note: {classifier.encoder.note}", flush=True)
     tokens = {
         name: tokenize(part.texts, classifier.preprocessor, config.max_seq_length)
         for name, part in splits.parts.items()
@@ -80,10 +82,10 @@ def train(config: Config) -> Result:
     run_directory = claim_run_directory(config)
     write_atomically(run_directory / "config.yaml", config.to_yaml())
     with start_run(config, run_directory, wandb_mode) as run:
-        print(f"Training on {device} in {precision}", flush=True)
-        fit = _fit(config, classifier, splits, tokens, precision, run_directory, run.callbacks())
+        print(f"Training on {device} in {classifier.encoder.precision}", flush=True)
+        fit = _fit(config, classifier, splits, tokens, run_directory, run.callbacks())
         scores = _score(splits, fit, tokens, run_directory)
-        report = _report(config, splits, fit, tokens["train"], scores, device, precision)
+        report = _report(config, splits, fit, tokens["train"], scores, device, classifier.encoder.precision)
         print("Saving the model", flush=True)
         export_classifier(classifier, str(run_directory / "model"), _THRESHOLD)
         write_atomically(run_directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -193,13 +195,12 @@ def _fit(
     classifier: Classifier,
     splits: Splits,
     tokens: dict[str, Tokens],
-    precision: str,
     run_directory: Path,
     callbacks: list[Any],
 ) -> Fit:
-    """Trains the token model; after Ctrl-C it keeps what is trained so far."""
-    model, steps = classifier.token_model, num_batches(tokens["train"], config.batch_size)
-    compile_classifier(classifier, config, precision, config.epochs * steps)
+    """Trains the classifier; after Ctrl-C it keeps what is trained so far."""
+    model, steps = classifier.training_model, num_batches(tokens["train"], config.batch_size)
+    compile_classifier(classifier, config, config.epochs * steps)
     scorer = Scorer(classifier)
     valid_ids = splits.label_ids(splits.valid) if splits.valid else None
     epoch_end = EpochEnd(scorer, tokens.get("valid"), valid_ids, run_directory / "history.csv")
@@ -208,7 +209,7 @@ def _fit(
     batches = train_batches(tokens["train"], splits.label_ids(splits.train), config.batch_size, config.seed)
     interrupted = False
     try:
-        with runtime.graph_precision(precision):
+        with runtime.graph_precision(classifier.encoder.graph_precision):
             model.fit(
                 batches,
                 steps_per_epoch=steps,

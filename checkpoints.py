@@ -1,0 +1,401 @@
+"""Hugging Face and sentence-transformers checkpoint folders -> `EncoderSpec`, vocabulary, weights by Model Garden's names.
+
+Only JSON, text and safetensors are read: nothing is unpickled, no PyTorch is needed. What Model Garden's BertEncoder
+cannot compute exactly is refused with the reason. Imports no TensorFlow.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from config import DataError
+from spec import MOST_PADDING_ROWS, Activation, EncoderSpec, SentenceDense, SentenceVector, TokenPooling, read_json
+from vocabulary import read_tokenizer
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "swish",
+    "swish": "swish",
+}
+# Spec field -> (key in config.json, what transformers takes where the key is absent).
+_BERT_KEYS: dict[str, tuple[str, Any]] = {
+    "vocab_size": ("vocab_size", 30522),
+    "hidden_size": ("hidden_size", 768),
+    "num_layers": ("num_hidden_layers", 12),
+    "num_heads": ("num_attention_heads", 12),
+    "intermediate_size": ("intermediate_size", 3072),
+    "max_positions": ("max_position_embeddings", 512),
+    "type_vocab_size": ("type_vocab_size", 2),
+    "activation": ("hidden_act", "gelu"),
+    "layer_norm_epsilon": ("layer_norm_eps", 1e-12),
+    "hidden_dropout": ("hidden_dropout_prob", 0.1),
+    "attention_dropout": ("attention_probs_dropout_prob", 0.1),
+}
+_ELECTRA_KEYS = _BERT_KEYS | {
+    "hidden_size": ("hidden_size", 256),
+    "num_heads": ("num_attention_heads", 4),
+    "intermediate_size": ("intermediate_size", 1024),
+    "embedding_size": ("embedding_size", 128),
+}
+_DISTILBERT_KEYS: dict[str, tuple[str, Any]] = {
+    "vocab_size": ("vocab_size", 30522),
+    "hidden_size": ("dim", 768),
+    "num_layers": ("n_layers", 6),
+    "num_heads": ("n_heads", 12),
+    "intermediate_size": ("hidden_dim", 3072),
+    "max_positions": ("max_position_embeddings", 512),
+    "activation": ("activation", "gelu"),
+    "hidden_dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.1),
+}
+_KEYS = {"bert": _BERT_KEYS, "electra": _ELECTRA_KEYS, "distilbert": _DISTILBERT_KEYS}
+# Parts of a layer by Model Garden's names -> by those of BERT and ELECTRA, and of DistilBERT, in Hugging Face's files.
+_LAYER_PARTS = {
+    "self_attention/query": ("attention.self.query", "attention.q_lin"),
+    "self_attention/key": ("attention.self.key", "attention.k_lin"),
+    "self_attention/value": ("attention.self.value", "attention.v_lin"),
+    "self_attention/attention_output": ("attention.output.dense", "attention.out_lin"),
+    "self_attention_layer_norm": ("attention.output.LayerNorm", "sa_layer_norm"),
+    "intermediate": ("intermediate.dense", "ffn.lin1"),
+    "output": ("output.dense", "ffn.lin2"),
+    "output_layer_norm": ("output.LayerNorm", "output_layer_norm"),
+}
+_ENCODER_PARTS = ("embeddings.", "encoder.", "transformer.", "embeddings_project.", "pooler.")
+_BUFFERS = {"embeddings.position_ids", "embeddings.token_type_ids"}
+_WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+_DENSE_ACTIVATIONS: dict[str, Literal["tanh", "linear"]] = {"Tanh": "tanh", "Identity": "linear"}  # of torch.nn
+_OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder whose files agree with each other; its tensors are read when `weights` is walked through."""
+
+    spec: EncoderSpec
+    vocab: list[str]
+    notes: list[str]
+    files: list[Path]  # that decide what the encoder is
+    tensors: "TensorFiles"
+    modules: "SentenceModules"
+
+    def weights(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every variable of the encoder by Model Garden's name, float32; kernels are [in, out].
+
+        Raises:
+            DataError: a tensor holds numbers that are not finite.
+        """
+        for ours, theirs, _ in _places(self.spec):
+            tensor = self.tensors.read(self.tensors.prefix + theirs)
+            yield ours, tensor.T if ours.endswith("/kernel") else tensor
+        if not self.spec.segments:
+            yield (
+                "type_embeddings/embeddings",
+                np.zeros((self.spec.type_vocab_size, self.spec.embedding_size), np.float32),
+            )
+        for number, folder in enumerate(self.modules.dense_folders):
+            dense = TensorFiles(folder)
+            yield f"sentence_vector/dense_{number}/kernel", dense.read("linear.weight").T
+            if "linear.bias" in dense.shapes:
+                yield f"sentence_vector/dense_{number}/bias", dense.read("linear.bias")
+
+
+def is_checkpoint(directory: str) -> bool:
+    """Whether a folder is laid out as Hugging Face's or sentence-transformers' checkpoints are."""
+    return any(Path(directory, name).is_file() for name in ("config.json", "modules.json"))
+
+
+def read_checkpoint(directory: str, source: str) -> Checkpoint:
+    """Reads a checkpoint folder; `source` is what the user called it.
+
+    Raises:
+        DataError: a file is missing or corrupt, files disagree, or the checkpoint is not a BERT, DistilBERT or ELECTRA that
+            can be mapped exactly.
+    """
+    modules = _read_modules(Path(directory))
+    folder = modules.transformer_folder
+    settings = read_json(folder / "config.json")
+    _refuse_other_architectures(folder, settings)
+    tensors = TensorFiles(folder, _WORD_EMBEDDINGS)
+    vocab, tokenization = read_tokenizer(folder, lower_case_first=modules.lower_case)
+    values = {name: settings.get(key, default) for name, (key, default) in _KEYS[settings["model_type"]].items()}
+    segments = settings["model_type"] != "distilbert"
+    if values["activation"] not in _ACTIVATIONS:
+        raise DataError(
+            f"{folder / 'config.json'}: the activation {values['activation']!r} is not one of {', '.join(_ACTIVATIONS)}"
+        )
+    values |= {"activation": _ACTIVATIONS[values["activation"]]}
+    spec = EncoderSpec(
+        **{"embedding_size": values["hidden_size"], "type_vocab_size": 2, "layer_norm_epsilon": 1e-12, **values},
+        family=settings["model_type"],
+        source=source,
+        pooler=f"{tensors.prefix}pooler.dense.weight" in tensors.shapes,
+        segments=segments,
+        tokenization=tokenization,
+        sentence=modules.sentence,
+    )
+    _check_shapes(spec, tensors)
+    notes = [*modules.notes, *_check_vocabulary(folder, vocab, spec), *_left_out(spec, tensors)]
+    if not spec.pooler:
+        notes.append("it has no pooler: pooled_output is the plain [CLS] vector")
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in {".json", ".txt"}] + tensors.files
+    return Checkpoint(spec, vocab, notes, [*modules.files, *files], tensors, modules)
+
+
+def _refuse_other_architectures(folder: Path, settings: dict[str, Any]) -> None:
+    family = settings.get("model_type")
+    reasons = {
+        f"its architecture is {family!r}; bert, distilbert and electra can be mapped exactly": family not in _KEYS,
+        "it needs code of its own (auto_map)": "auto_map" in settings,
+        f"its position embeddings are {settings.get('position_embedding_type')!r}, only 'absolute' can be mapped": settings.get(
+            "position_embedding_type", "absolute"
+        )
+        != "absolute",
+        "it is a decoder (is_decoder, add_cross_attention)": bool(
+            settings.get("is_decoder") or settings.get("add_cross_attention")
+        ),
+        "attention heads were pruned (pruned_heads)": bool(settings.get("pruned_heads")),
+        "its weights are quantized (quantization_config)": bool(settings.get("quantization_config")),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise DataError(f"{folder / 'config.json'}: this checkpoint cannot become a hub encoder: {reason}")
+
+
+class TensorFiles:
+    """The safetensors files of a folder, one or sharded; `shapes` is known at once, `read` reads one tensor.
+
+    Args:
+        anchor: a tensor that must occur once under some prefix, such as `bert.`, which `prefix` then is.
+
+    Raises:
+        DataError: there are none, or one is corrupt.
+    """
+
+    def __init__(self, folder: Path, anchor: str = "") -> None:
+        self.folder = folder
+        self.files = self._find_files()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._where: dict[str, tuple[Path, str]] = {}
+        for path in self.files:
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    for stored in file.keys():  # noqa: SIM118  (not a dict)
+                        name = stored.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+                            "LayerNorm.beta", "LayerNorm.bias"
+                        )
+                        self.shapes[name] = tuple(file.get_slice(stored).get_shape())
+                        self._where[name] = path, stored
+            except (SafetensorError, OSError) as error:
+                raise DataError(f"{path}: corrupt or cut short ({error}); get the file again") from None
+        found = [name for name in self.shapes if name.endswith(anchor)]
+        if anchor and len(found) != 1:
+            raise DataError(
+                f"{folder}: {len(found)} tensors are named *{anchor}, a BERT checkpoint has one; is it another architecture?"
+            )
+        self.prefix = found[0].removesuffix(anchor) if anchor else ""
+
+    def _find_files(self) -> list[Path]:
+        single, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            for name in names:
+                if Path(name).name != name or not (self.folder / name).is_file():
+                    raise DataError(
+                        f"{index}: names the file {name!r}, which is not in that folder; get the files again"
+                    )
+            return [self.folder / name for name in names]
+        for name in _OTHER_WEIGHTS:
+            if (self.folder / name).is_file():
+                raise DataError(
+                    f"{self.folder / name}: only safetensors files are read, as others can run code or need their framework; "
+                    "where you trust it, load it with transformers and call save_pretrained, which writes model.safetensors"
+                )
+        raise DataError(f"{self.folder}: no model.safetensors there; a checkpoint folder holds it")
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32; half precision is widened, which is exact.
+
+        Raises:
+            DataError: it holds numbers that are not finite.
+        """
+        path, stored = self._where[name]
+        with safe_open(path, framework="numpy") as file:
+            tensor: np.ndarray = file.get_tensor(stored).astype(np.float32)
+        if not np.isfinite(tensor).all():
+            raise DataError(f"{path}: the tensor {stored} holds numbers that are not finite; get the file again")
+        return tensor
+
+
+def _places(spec: EncoderSpec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Every tensor: Model Garden's name, Hugging Face's name without prefix, and its shape there ([out, in] for kernels)."""
+    narrow, width, inner = spec.embedding_size, spec.hidden_size, spec.intermediate_size
+    yield "word_embeddings/embeddings", _WORD_EMBEDDINGS, (spec.vocab_size, narrow)
+    yield "position_embedding/embeddings", "embeddings.position_embeddings.weight", (spec.max_positions, narrow)
+    if spec.segments:
+        yield "type_embeddings/embeddings", "embeddings.token_type_embeddings.weight", (spec.type_vocab_size, narrow)
+    yield from _norm("embeddings/layer_norm", "embeddings.LayerNorm", narrow)
+    if narrow != width:
+        yield from _linear("embedding_projection", "embeddings_project", narrow, width)
+    column, stack = (1, "transformer") if spec.family == "distilbert" else (0, "encoder")
+    sizes = {"intermediate": (width, inner), "output": (inner, width)}
+    for number in range(spec.num_layers):
+        for part, names in _LAYER_PARTS.items():
+            ours, theirs = f"transformer/layer_{number}/{part}", f"{stack}.layer.{number}.{names[column]}"
+            if part.endswith("layer_norm"):
+                yield from _norm(ours, theirs, width)
+            else:
+                yield from _linear(ours, theirs, *sizes.get(part, (width, width)))
+    if spec.pooler:
+        yield from _linear("pooler_transform", "pooler.dense", width, width)
+
+
+def _linear(ours: str, theirs: str, inputs: int, outputs: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    yield f"{ours}/kernel", f"{theirs}.weight", (outputs, inputs)
+    yield f"{ours}/bias", f"{theirs}.bias", (outputs,)
+
+
+def _norm(ours: str, theirs: str, size: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    yield f"{ours}/gamma", f"{theirs}.weight", (size,)
+    yield f"{ours}/beta", f"{theirs}.bias", (size,)
+
+
+def _check_shapes(spec: EncoderSpec, tensors: TensorFiles) -> None:
+    wanted = {tensors.prefix + theirs: shape for _, theirs, shape in _places(spec)}
+    missing = [name for name in wanted if name not in tensors.shapes]
+    if missing:
+        raise DataError(
+            f"{tensors.folder}: {len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}; get the files again"
+        )
+    for name, shape in wanted.items():
+        if tensors.shapes[name] != shape:
+            raise DataError(
+                f"{tensors.folder}: the tensor {name} has the shape {tensors.shapes[name]}, config.json says {shape}; "
+                "one of the two files is another checkpoint's"
+            )
+    if spec.hidden_size % spec.num_heads:
+        raise DataError(
+            f"{tensors.folder}: {spec.hidden_size} wide, not divisible by its {spec.num_heads} attention heads"
+        )
+    known = {*wanted, *(tensors.prefix + name for name in _BUFFERS)}
+    inside = tuple(tensors.prefix + part for part in _ENCODER_PARTS)
+    strange = [name for name in tensors.shapes if name not in known and name.startswith(inside)]
+    if strange:
+        raise DataError(
+            f"{tensors.folder}: the encoder holds {len(strange)} tensors that BERT has no place for, such as {strange[0]}; "
+            "it cannot be mapped exactly"
+        )
+
+
+def _check_vocabulary(folder: Path, vocab: list[str], spec: EncoderSpec) -> list[str]:
+    """Refuses a vocabulary that is not the embedding table's; rows that only round the table up are noted."""
+    rows, tokens = spec.vocab_size, len(vocab)
+    if tokens > rows or (tokens < rows and (rows % 8 or rows - tokens >= MOST_PADDING_ROWS)):
+        raise DataError(
+            f"{folder}: the vocabulary has {tokens:,} tokens, the embedding table {rows:,} rows; "
+            "the two are not of one checkpoint, get the files again"
+        )
+    return [f"{rows - tokens} rows of its embedding table belong to no token"] if tokens < rows else []
+
+
+def _left_out(spec: EncoderSpec, tensors: TensorFiles) -> list[str]:
+    used = {tensors.prefix + theirs for _, theirs, _ in _places(spec)} | {tensors.prefix + name for name in _BUFFERS}
+    heads = sorted({name.split(".")[0] for name in tensors.shapes.keys() - used})
+    return [f"left out, as no part of the encoder: {', '.join(heads)}"] if heads else []
+
+
+# sentence-transformers: which modules follow the transformer
+
+
+@dataclass(frozen=True)
+class SentenceModules:
+    """What `modules.json` of a sentence-transformers folder says; without that file, the folder as it is."""
+
+    transformer_folder: Path
+    sentence: SentenceVector | None
+    dense_folders: list[Path]
+    lower_case: bool  # texts are lower-cased before the tokenizer sees them
+    notes: list[str]
+    files: list[Path]
+
+
+def _read_modules(folder: Path) -> SentenceModules:
+    index = folder / "modules.json"
+    if not index.is_file():
+        return SentenceModules(folder, None, [], False, [], [])
+    try:
+        modules = json.loads(index.read_text(encoding="utf-8"))
+        found = [(str(module["type"]).split(".")[-1], folder / module["path"]) for module in modules]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{index}: not a list of modules ({error}); get the file again") from None
+    kinds = [kind for kind, _ in found]
+    if kinds[:1] != ["Transformer"] or kinds[1:2] != ["Pooling"] or set(kinds[2:]) - {"Dense", "Normalize"}:
+        raise DataError(
+            f"{index}: the modules {', '.join(kinds)} cannot be mapped; Transformer, Pooling, then Dense and Normalize can"
+        )
+    if "Normalize" in kinds[:-1]:
+        raise DataError(f"{index}: a module follows Normalize; only as the last one it can be mapped")
+    dense_folders = [path for kind, path in found if kind == "Dense"]
+    sentence = SentenceVector(
+        poolings=_poolings(found[1][1] / "config.json"),
+        dense=[_dense(path) for path in dense_folders],
+        normalize=kinds[-1] == "Normalize",
+    )
+    transformer = found[0][1]
+    settings = transformer / "sentence_bert_config.json"
+    values = read_json(settings) if settings.is_file() else {}
+    prompts = folder / "config_sentence_transformers.json"
+    prompt = read_json(prompts).get("default_prompt_name") if prompts.is_file() else None
+    return SentenceModules(
+        transformer,
+        sentence,
+        dense_folders,
+        bool(values.get("do_lower_case", False)),
+        [f"its default prompt {prompt!r} is not put before the texts"] if prompt else [],
+        [index, *(path for _, place in found[1:] for path in sorted(place.glob("*")) if path.is_file())],
+    )
+
+
+def _poolings(path: Path) -> list[TokenPooling]:
+    settings = read_json(path)
+    named = settings.get("pooling_mode")
+    if named is None:
+        prefix = "pooling_mode_"
+        flags = [
+            key.removeprefix(prefix) for key, value in settings.items() if key.startswith(prefix) and value is True
+        ]
+        chosen = [flag.removesuffix("_tokens").removesuffix("_token") for flag in flags] or ["mean"]
+    else:
+        chosen = [named] if isinstance(named, str) else list(named)
+    strange = [pooling for pooling in chosen if pooling not in get_args(TokenPooling)]
+    if strange:
+        raise DataError(f"{path}: the pooling {strange[0]} cannot be mapped; {', '.join(get_args(TokenPooling))} can")
+    return [pooling for pooling in get_args(TokenPooling) if pooling in chosen]
+
+
+def _dense(folder: Path) -> SentenceDense:
+    settings, tensors = read_json(folder / "config.json"), TensorFiles(folder)
+    activation = str(settings.get("activation_function", "Tanh")).split(".")[-1]
+    if activation not in _DENSE_ACTIVATIONS:
+        raise DataError(
+            f"{folder / 'config.json'}: the activation {activation} cannot be mapped; {' and '.join(_DENSE_ACTIVATIONS)} can"
+        )
+    wanted = {"linear.weight": (settings.get("out_features"), settings.get("in_features"))}
+    if any(tensors.shapes.get(name) != shape for name, shape in wanted.items()):
+        raise DataError(
+            f"{folder}: the tensors {tensors.shapes} are not those of config.json {wanted}; get the files again"
+        )
+    return SentenceDense(
+        units=settings["out_features"], activation=_DENSE_ACTIVATIONS[activation], bias="linear.bias" in tensors.shapes
+    )

@@ -1,0 +1,152 @@
+"""Handles -> local folders: TF-Hub and other URLs by tensorflow_hub, Kaggle by kagglehub, Hugging Face by huggingface_hub.
+
+Each library keeps and shares its own cache; TensorFlow loads only for a URL.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cache import cache_directory
+from config import DataError
+
+_TRIES = 3
+_SILENCE = 20.0  # seconds without a byte, after which a server counts as not answering
+_NO_RETRY = {401, 404, 410}
+_HUGGING_FACE = re.compile(r"hf:(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+_HUGGING_FACE_FILES = ["*.json", "*.txt", "*.safetensors"]
+_KAGGLE = re.compile(
+    r"(https?://(www\.)?kaggle\.com/models/)?(?P<name>[\w.-]+/[\w.-]+)(/frameworks)?/(?P<framework>tensorflow\d?|keras|other)"
+    r"(/variations)?/(?P<variation>[\w.-]+)((/versions)?/(?P<version>\d+))?/?",
+    re.IGNORECASE,
+)
+_TF_HUB = re.compile(r"[\w.-]+(/[\w.-]+){1,2}/\d+")
+
+
+def is_handle(source: str) -> bool:
+    """Whether `source` is something to download; an existing path of the same spelling goes first."""
+    if "://" in source or source.startswith("hf:"):
+        return True
+    return not os.path.exists(os.path.expanduser(source)) and bool(
+        _TF_HUB.fullmatch(source) or _KAGGLE.fullmatch(source)
+    )
+
+
+def download(key: str, handle: str) -> str:
+    """Downloads what a handle names, unless it is cached, and returns the local folder.
+
+    `hf:org/name[@revision]` comes from Hugging Face, `owner/model/framework/variation[/version]` and Kaggle's own addresses
+    from Kaggle, `owner/name/version` from tfhub.dev, and any URL from there, with TF-Hub's protocol.
+
+    Args:
+        key: the option that names the handle, for messages.
+
+    Raises:
+        DataError: after three tries it did not come.
+    """
+    if handle.startswith("hf:"):
+        found = _HUGGING_FACE.fullmatch(handle)
+        if not found:
+            raise DataError(f"{key}={handle}: expected hf:organisation/name or hf:organisation/name@revision")
+        return _retried(key, handle, lambda: _from_hugging_face(found["repo"], found["revision"]))
+    kaggle = _KAGGLE.fullmatch(handle)
+    if kaggle:
+        parts = [kaggle["name"], kaggle["framework"], kaggle["variation"], kaggle["version"]]
+        return _retried(key, handle, lambda: _from_kaggle("/".join(part for part in parts if part)))
+    return _retried(key, handle, lambda: _from_url(handle if "://" in handle else f"https://tfhub.dev/{handle}"))
+
+
+def _retried(key: str, handle: str, fetch: Callable[[], str]) -> str:
+    print(f"Looking up {handle}", flush=True)
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return fetch()
+        except Exception as error:  # the libraries let those of urllib, requests, httpx, tarfile and TensorFlow through
+            reason, status = " ".join(str(error).split())[:200] or type(error).__name__, _status(error)
+            if isinstance(error, OSError) and error.errno and error.filename:  # the disk, not the network
+                raise DataError(
+                    f"{key}={handle}: cannot be stored ({reason}); make room there, or move the cache"
+                ) from error
+            if attempt == _TRIES or status in _NO_RETRY:
+                raise DataError(
+                    f"{key}={handle}: cannot be downloaded ({reason}); {_remedy(handle, status)}"
+                ) from error
+            print(f"  try {attempt} of {_TRIES} failed ({reason})", flush=True)
+            time.sleep(2**attempt / 2)
+    raise AssertionError("the last try returns or raises")
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status in an error of urllib, requests or httpx."""
+    return getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _remedy(handle: str, status: int | None) -> str:
+    if handle.startswith("hf:"):
+        login = "check the name, log in with `hf auth login` where it is private or gated"
+    elif status in {401, 403} or "kaggle" in handle or "://" not in handle:
+        login = "check the name, log in to Kaggle (KAGGLE_USERNAME and KAGGLE_KEY), where TF-Hub's models now are"
+    else:
+        login = "check the address and the network"
+    return f"{login}, or give another mirror or a local folder"
+
+
+def _from_hugging_face(repository: str, revision: str | None) -> str:
+    from huggingface_hub import snapshot_download
+
+    return str(snapshot_download(repository, revision=revision, allow_patterns=_HUGGING_FACE_FILES))
+
+
+def _from_kaggle(handle: str) -> str:
+    import kagglehub
+
+    return str(kagglehub.model_download(handle))
+
+
+def _from_url(url: str) -> str:
+    """Downloads and unpacks as tensorflow_hub does: into $TFHUB_CACHE_DIR, here by default a part of the cache."""
+    os.environ.setdefault("TFHUB_CACHE_DIR", str(cache_directory() / "tfhub"))
+    if sys.stdout.isatty():
+        os.environ.setdefault("TFHUB_DOWNLOAD_PROGRESS", "1")
+    _remove_locks_of_the_dead(Path(os.environ["TFHUB_CACHE_DIR"]))
+    import tensorflow_hub as hub
+
+    with _impatient():
+        return str(hub.resolve(url))
+
+
+def _remove_locks_of_the_dead(directory: Path) -> None:
+    """Removes what killed downloads of this machine left; tensorflow_hub would wait for them for ten minutes."""
+    for lock in directory.glob("*.lock"):
+        with contextlib.suppress(OSError, ValueError):
+            host, process, task = lock.read_text(encoding="utf-8").rsplit(".", 2)
+            if host == socket.gethostname() and _is_dead(int(process)):
+                shutil.rmtree(f"{str(lock).removesuffix('.lock')}.{task}.tmp", ignore_errors=True)
+                lock.unlink()
+
+
+def _is_dead(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Sockets opened in here give up on a server that is silent; by default they wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
