@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from pydantic import ValidationError
 
 from config import DataError
 from spec import MOST_PADDING_ROWS, Activation, EncoderSpec, SentenceDense, SentenceVector, TokenPooling, read_json
+from tensor_files import TensorFiles
 from vocabulary import read_tokenizer
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -74,7 +75,6 @@ _ENCODER_PARTS = ("embeddings.", "encoder.", "transformer.", "embeddings_project
 _BUFFERS = {"embeddings.position_ids", "embeddings.token_type_ids"}
 _WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 _DENSE_ACTIVATIONS: dict[str, Literal["tanh", "linear"]] = {"Tanh": "tanh", "Identity": "linear"}  # of torch.nn
-_OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Checkpoint:
     vocab: list[str]
     notes: list[str]
     files: list[Path]  # that decide what the encoder is
-    tensors: "TensorFiles"
+    tensors: TensorFiles
     modules: "SentenceModules"
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -124,22 +124,14 @@ def read_checkpoint(directory: str, source: str) -> Checkpoint:
     modules = _read_modules(Path(directory))
     folder = modules.transformer_folder
     settings = read_json(folder / "config.json")
-    _refuse_other_architectures(folder, settings)
+    _refuse_other_architectures(folder / "config.json", settings)
     tensors = TensorFiles(folder, _WORD_EMBEDDINGS)
     vocab, tokenization = read_tokenizer(folder, lower_case_first=modules.lower_case)
-    values = {name: settings.get(key, default) for name, (key, default) in _KEYS[settings["model_type"]].items()}
-    segments = settings["model_type"] != "distilbert"
-    if values["activation"] not in _ACTIVATIONS:
-        raise DataError(
-            f"{folder / 'config.json'}: the activation {values['activation']!r} is not one of {', '.join(_ACTIVATIONS)}"
-        )
-    values |= {"activation": _ACTIVATIONS[values["activation"]]}
-    spec = EncoderSpec(
-        **{"embedding_size": values["hidden_size"], "type_vocab_size": 2, "layer_norm_epsilon": 1e-12, **values},
-        family=settings["model_type"],
+    spec = _spec_of(
+        folder / "config.json",
+        settings,
         source=source,
         pooler=f"{tensors.prefix}pooler.dense.weight" in tensors.shapes,
-        segments=segments,
         tokenization=tokenization,
         sentence=modules.sentence,
     )
@@ -151,91 +143,47 @@ def read_checkpoint(directory: str, source: str) -> Checkpoint:
     return Checkpoint(spec, vocab, notes, [*modules.files, *files], tensors, modules)
 
 
-def _refuse_other_architectures(folder: Path, settings: dict[str, Any]) -> None:
-    family = settings.get("model_type")
-    reasons = {
-        f"its architecture is {family!r}; bert, distilbert and electra can be mapped exactly": family not in _KEYS,
-        "it needs code of its own (auto_map)": "auto_map" in settings,
-        f"its position embeddings are {settings.get('position_embedding_type')!r}, only 'absolute' can be mapped": settings.get(
-            "position_embedding_type", "absolute"
+def _refuse_other_architectures(path: Path, settings: dict[str, Any]) -> None:
+    family, positions = settings.get("model_type"), settings.get("position_embedding_type", "absolute")
+    reason = None
+    if family not in _KEYS:
+        reason = f"its architecture is {family!r}; {', '.join(_KEYS)} can be mapped exactly"
+    elif "auto_map" in settings:
+        reason = "it needs code of its own (auto_map)"
+    elif positions != "absolute":
+        reason = f"its position embeddings are {positions!r}, only 'absolute' can be mapped"
+    elif settings.get("is_decoder") or settings.get("add_cross_attention"):
+        reason = "it is a decoder (is_decoder, add_cross_attention)"
+    elif settings.get("pruned_heads"):
+        reason = "attention heads were pruned (pruned_heads)"
+    elif settings.get("quantization_config"):
+        reason = "its weights are quantized (quantization_config)"
+    if reason:
+        raise DataError(f"{path}: this checkpoint cannot become a hub encoder: {reason}")
+
+
+def _spec_of(path: Path, settings: dict[str, Any], **found: Any) -> EncoderSpec:
+    """What config.json at `path` says, and what was `found` elsewhere."""
+    family = settings["model_type"]
+    values = {name: settings.get(key, default) for name, (key, default) in _KEYS[family].items()}
+    activation = _ACTIVATIONS.get(str(values["activation"]))
+    if activation is None:
+        raise DataError(f"{path}: the activation {values['activation']!r} is not one of {', '.join(_ACTIVATIONS)}")
+    everywhere = {"embedding_size": values["hidden_size"], "type_vocab_size": 2, "layer_norm_epsilon": 1e-12}
+    try:
+        return EncoderSpec.model_validate(
+            {
+                **everywhere,
+                **values,
+                "activation": activation,
+                "family": family,
+                "segments": family != "distilbert",
+                **found,
+            }
         )
-        != "absolute",
-        "it is a decoder (is_decoder, add_cross_attention)": bool(
-            settings.get("is_decoder") or settings.get("add_cross_attention")
-        ),
-        "attention heads were pruned (pruned_heads)": bool(settings.get("pruned_heads")),
-        "its weights are quantized (quantization_config)": bool(settings.get("quantization_config")),
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise DataError(f"{folder / 'config.json'}: this checkpoint cannot become a hub encoder: {reason}")
-
-
-class TensorFiles:
-    """The safetensors files of a folder, one or sharded; `shapes` is known at once, `read` reads one tensor.
-
-    Args:
-        anchor: a tensor that must occur once under some prefix, such as `bert.`, which `prefix` then is.
-
-    Raises:
-        DataError: there are none, or one is corrupt.
-    """
-
-    def __init__(self, folder: Path, anchor: str = "") -> None:
-        self.folder = folder
-        self.files = self._find_files()
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._where: dict[str, tuple[Path, str]] = {}
-        for path in self.files:
-            try:
-                with safe_open(path, framework="numpy") as file:
-                    for stored in file.keys():  # noqa: SIM118  (not a dict)
-                        name = stored.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-                            "LayerNorm.beta", "LayerNorm.bias"
-                        )
-                        self.shapes[name] = tuple(file.get_slice(stored).get_shape())
-                        self._where[name] = path, stored
-            except (SafetensorError, OSError) as error:
-                raise DataError(f"{path}: corrupt or cut short ({error}); get the file again") from None
-        found = [name for name in self.shapes if name.endswith(anchor)]
-        if anchor and len(found) != 1:
-            raise DataError(
-                f"{folder}: {len(found)} tensors are named *{anchor}, a BERT checkpoint has one; is it another architecture?"
-            )
-        self.prefix = found[0].removesuffix(anchor) if anchor else ""
-
-    def _find_files(self) -> list[Path]:
-        single, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
-        if single.is_file():
-            return [single]
-        if index.is_file():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
-            for name in names:
-                if Path(name).name != name or not (self.folder / name).is_file():
-                    raise DataError(
-                        f"{index}: names the file {name!r}, which is not in that folder; get the files again"
-                    )
-            return [self.folder / name for name in names]
-        for name in _OTHER_WEIGHTS:
-            if (self.folder / name).is_file():
-                raise DataError(
-                    f"{self.folder / name}: only safetensors files are read, as others can run code or need their framework; "
-                    "where you trust it, load it with transformers and call save_pretrained, which writes model.safetensors"
-                )
-        raise DataError(f"{self.folder}: no model.safetensors there; a checkpoint folder holds it")
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor as float32; half precision is widened, which is exact.
-
-        Raises:
-            DataError: it holds numbers that are not finite.
-        """
-        path, stored = self._where[name]
-        with safe_open(path, framework="numpy") as file:
-            tensor: np.ndarray = file.get_tensor(stored).astype(np.float32)
-        if not np.isfinite(tensor).all():
-            raise DataError(f"{path}: the tensor {stored} holds numbers that are not finite; get the file again")
-        return tensor
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise DataError(f"{path}: {problem['loc'][0]}={problem['input']!r}: {problem['msg'].lower()}") from None
 
 
 def _places(spec: EncoderSpec) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -73,14 +73,14 @@ class Config(BaseModel):
         42,
         ge=0,
         lt=2**32,
-        description="seed of the split, the head's first weights, the batch order and the head's dropout",
+        description="seed of the split, the head's first weights, the batch order and the dropout",
     )
 
     # Encoder and head
     encoder: str = Field(
         "all-MiniLM-L6-v2",
-        description="all-MiniLM-L6-v2 (embedded), a TF-Hub or Kaggle handle or URL, hf:organisation/name, or a folder: SavedModel, "
-        "Hugging Face or sentence-transformers checkpoint, run directory",
+        description="all-MiniLM-L6-v2 (embedded), a TF-Hub or Kaggle handle or URL, hf:organisation/name, or a folder: "
+        "SavedModel, Hugging Face or sentence-transformers checkpoint, run directory",
     )
     preprocessor: str | None = Field(
         None,
@@ -88,7 +88,7 @@ class Config(BaseModel):
     )
     encoder_mode: Literal["auto", "hub", "opened"] = Field(
         "auto",
-        description="hub: the encoder as its graph is; opened: its weights in Keras layers, equal to it; auto: opened if it can be",
+        description="hub: its graph as it is; opened: its weights in Keras layers, proven equal; auto: opened if it can be",
     )
     trainable: bool = Field(True, description="fine-tune the encoder; false: train the head alone on frozen features")
     freeze_layers: int | None = Field(
@@ -96,8 +96,8 @@ class Config(BaseModel):
     )
     pooling: Literal["pooled_output", "cls", "mean", "default"] = Field(
         "pooled_output",
-        description="what the head sees: BERT's pooled [CLS] vector, the plain [CLS] vector, the mean over real tokens, or "
-        "the encoder's own default (the sentence vector of sentence-transformers)",
+        description="what the head sees: BERT's pooled [CLS] vector, the plain [CLS] vector, the mean over real tokens, "
+        "or the encoder's own default (the sentence vector of sentence-transformers)",
     )
     max_seq_length: int = Field(
         128, ge=3, description="tokens kept per text, [CLS] and [SEP] included; longer texts are cut and counted"

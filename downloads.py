@@ -19,7 +19,7 @@ from config import DataError
 _TRIES = 3
 _SILENCE = 20.0  # seconds without a byte, after which a server counts as not answering
 _NO_RETRY = {401, 404, 410}
-_HUGGING_FACE = re.compile(r"hf:(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
+_HUGGING_FACE = re.compile(r"hf:(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 _HUGGING_FACE_FILES = ["*.json", "*.txt", "*.safetensors"]
 _KAGGLE = re.compile(
     r"(https?://(www\.)?kaggle\.com/models/)?(?P<name>[\w.-]+/[\w.-]+)(/frameworks)?/(?P<framework>tensorflow\d?|keras|other)"

@@ -12,7 +12,7 @@ import tensorflow_hub as hub
 from bert import CannotOpen, assign, build_bert, largest_difference, open_encoder, stored_weights
 from config import DataError
 from data import INPUT_NAMES, pack
-from encoders import EncoderPaths
+from spec import EncoderPaths
 
 _TOLERANCE = 1e-5
 _TEXTS = [
@@ -93,7 +93,7 @@ def _agrees_with(path: str, encoder: Any, preprocessor: Any) -> list[bool]:
             reference = {name: file[name] for name in file.files}
         texts, mask = reference["texts"], reference["input_mask"].astype(bool)
         ids = {name: reference[name] for name in INPUT_NAMES}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path}: not a reference ({error}); it is an .npz with texts, {', '.join(INPUT_NAMES)}"
         ) from None

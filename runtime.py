@@ -45,6 +45,11 @@ def set_up_devices() -> str:
     return f"CPU, {os.cpu_count()} cores"
 
 
+def has_gpu() -> bool:
+    """Whether TensorFlow sees a GPU."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def choose_precision(wanted: str, opened: bool) -> str:
     """Turns `auto` into the best precision that this machine has in hardware, and refuses what it lacks.
 

@@ -4,6 +4,7 @@ Imports no TensorFlow.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,14 @@ TokenPooling = Literal["cls", "max", "mean", "mean_sqrt_len"]
 FULL_TOKENIZER_WORD_LENGTH = 400  # characters; Model Garden's FullTokenizer makes longer words [UNK]
 MOST_PADDING_ROWS = 128  # embedding tables are rounded up to multiples of 8, 64 or 128 rows for speed
 _FILE = "encoder.json"  # in assets.extra/, the folder that the SavedModel format leaves to libraries
+
+
+@dataclass(frozen=True)
+class EncoderPaths:
+    """Local SavedModel directories of an encoder and of the preprocessor that makes its inputs."""
+
+    encoder: str
+    preprocessor: str
 
 
 class _Record(BaseModel):

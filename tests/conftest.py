@@ -12,7 +12,7 @@ for name in ("CONFIG_DIR", "CACHE_DIR", "DATA_DIR", "DIR"):
     os.environ[f"WANDB_{name}"] = os.path.join(_SCRATCH.name, "wandb")
 os.makedirs(os.environ["WANDB_DIR"])
 
-import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
+import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
 import csv
 import functools
@@ -22,13 +22,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 import tf_keras
 from official.legacy.bert.configs import BertConfig
 from official.nlp.tools import export_tfhub_lib
 
-import encoders
+from bert import build_bert, export_bert
 from config import Config
-from encoders import EncoderPaths, default_encoder, exact_gelu, export_encoder, find_encoder
+from encoders import default_encoder, find_encoder
+from known_encoders import DEFAULT_ENCODER
+from spec import EncoderPaths, EncoderSpec, Tokenization
+from vocabulary import read_vocab
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("HUBTUNE_DATA", ROOT.parent / "shared" / "data"))
@@ -64,26 +68,74 @@ def vocab_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+def tiny_spec(vocab_size: int, **changes: object) -> EncoderSpec:
+    """A 2-layer, 16-wide BERT, uncased, 64 positions."""
+    values: dict[str, object] = {
+        "family": "bert",
+        "source": "tiny",
+        "vocab_size": vocab_size,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "embedding_size": 16,
+        "max_positions": 64,
+        "type_vocab_size": 2,
+        "activation": "gelu",
+        "layer_norm_epsilon": 1e-12,
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "pooler": True,
+        "segments": True,
+        "tokenization": Tokenization(lower_case=True, strip_accents=True, split_ideographs=True, max_word_length=400),
+    }
+    return EncoderSpec.model_validate({**values, **changes})
+
+
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory, vocab_file: str) -> str:
-    """A 2-layer, 16-wide BERT with random weights, uncased, 64 positions."""
+    """A tiny BERT with random weights, by the project's own exporter."""
+    vocab = read_vocab(vocab_file)
+    spec = tiny_spec(len(vocab))
+    random = tf.random.Generator.from_seed(1)
+    weights = {
+        variable.name.removesuffix(":0"): (variable + 0.2 * random.normal(variable.shape)).numpy()
+        for variable in build_bert(spec).variables
+    }
+    directory = str(tmp_path_factory.mktemp("hub") / "tiny")
+    export_bert(directory, spec, vocab, weights.items())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def published_encoder(tmp_path_factory: pytest.TempPathFactory, vocab_file: str) -> str:
+    """A tiny BERT by Model Garden's own exporter, as on TF-Hub: tanh GELU, and no record of what it is."""
     tf_keras.utils.set_random_seed(1)
     bert_config = BertConfig(
-        vocab_size=len(Path(vocab_file).read_text(encoding="utf-8").splitlines()),
+        vocab_size=len(read_vocab(vocab_file)),
         hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+        num_hidden_layers=3,
+        num_attention_heads=4,
         intermediate_size=32,
-        hidden_act=exact_gelu,
+        hidden_dropout_prob=0.2,
+        attention_probs_dropout_prob=0.3,
         max_position_embeddings=64,
         type_vocab_size=2,
-        initializer_range=0.2,
+        initializer_range=0.5,
     )
-    directory = str(tmp_path_factory.mktemp("hub") / "tiny")
-    export_encoder(
-        directory, export_tfhub_lib.get_bert_encoder(bert_config), bert_config, vocab_file, do_lower_case=True
-    )
-    return directory
+    encoder = export_tfhub_lib.get_bert_encoder(bert_config)
+    folder = tmp_path_factory.mktemp("published")
+    checkpoint = tf.train.Checkpoint(model=encoder, encoder=encoder).save(str(folder / "checkpoint"))
+    with runtime.quiet():
+        export_tfhub_lib.export_model(
+            str(folder / "bert"),
+            bert_config=bert_config,
+            model_checkpoint_path=checkpoint,
+            with_mlm=False,
+            vocab_file=vocab_file,
+            do_lower_case=True,
+        )
+    return str(folder / "bert")
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +147,7 @@ def tiny_paths(tiny_encoder: str) -> EncoderPaths:
 def minilm_paths() -> EncoderPaths:
     """The embedded default, converted once."""
     default_encoder()
-    return find_encoder(Config(data="-", encoder=encoders.DEFAULT_ENCODER))
+    return find_encoder(Config(data="-", encoder=DEFAULT_ENCODER))
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """encoders.py: the embedded encoder is the original, the cache is safe, and other encoders come in by path or URL."""
 
+import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,19 @@ import pytest
 import tensorflow as tf
 import tensorflow_hub as hub
 from conftest import ROOT
+from reference.checkpoints import write_checkpoint
 
 import encoders
 from config import Config, DataError
 from data import pack
-from encoders import EncoderPaths, find_encoder
+from encoders import find_encoder
+from known_encoders import DEFAULT_ENCODER, KNOWN
+from preprocessor import build_preprocessor
+from spec import EncoderPaths, Tokenization, read_spec
+from vocabulary import read_vocab
 
 REFERENCE = np.load(ROOT / "tests" / "reference" / "all_minilm_l6_v2.npz")
+UNCASED = Tokenization(lower_case=True, strip_accents=True, split_ideographs=True, max_word_length=400)
 
 
 def test_ids_and_outputs_agree_with_pytorch_on_the_original_files(minilm_paths: EncoderPaths) -> None:
@@ -28,8 +34,10 @@ def test_ids_and_outputs_agree_with_pytorch_on_the_original_files(minilm_paths: 
     assert not inputs["input_type_ids"].numpy().any()
     outputs = encoder(inputs, training=False)
     real = REFERENCE["input_mask"].astype(bool)
-    np.testing.assert_allclose(outputs["sequence_output"].numpy()[real], REFERENCE["sequence_output"], atol=1e-5)
+    stored = REFERENCE["sequence_output"]  # of the first texts
+    np.testing.assert_allclose(outputs["sequence_output"].numpy()[real][: len(stored)], stored, atol=1e-5)
     np.testing.assert_allclose(outputs["pooled_output"], REFERENCE["pooled_output"], atol=1e-5)
+    np.testing.assert_allclose(outputs["default"], REFERENCE["default"], atol=1e-5)
 
 
 def test_the_encoder_is_a_tf_hub_encoder_with_its_vocabulary(minilm_paths: EncoderPaths) -> None:
@@ -102,7 +110,7 @@ def test_an_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch:
         Path(directory).mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(encoders, "_build_default_encoder", interrupted)
+    monkeypatch.setattr(encoders, "_export", lambda directory, checkpoint: interrupted(directory))
     with pytest.raises(KeyboardInterrupt):
         encoders.default_encoder()
     assert list(tmp_path.iterdir()) == []
@@ -131,27 +139,37 @@ def test_the_missing_package_is_named_with_the_command_that_installs_it(
         encoders.default_encoder()
 
 
-def test_a_hub_url_is_downloaded_and_gets_a_preprocessor_of_its_own_vocabulary(
-    tmp_path: Path, served_folder: str, tiny_paths: EncoderPaths
+def preprocessor_of(directory: Path, tokens: list[str]) -> str:
+    directory.mkdir()
+    (directory / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    build_preprocessor(str(directory / "made"), str(directory / "vocab.txt"), UNCASED)
+    return str(directory / "made")
+
+
+def test_a_named_preprocessor_of_the_same_vocabulary_is_taken_as_it_is(
+    tmp_path: Path, tiny_encoder: str, vocab_file: str
 ) -> None:
-    """The server gives the tiny encoder as tfhub.dev gives one: a tar.gz at `?tf-hub-format=compressed`."""
-    with tarfile.open(tmp_path / "tiny", "w:gz") as archive:
-        archive.add(tiny_paths.encoder, arcname=".")
-    paths = find_encoder(Config(data="-", encoder=f"{served_folder}/tiny"))
-    assert paths.preprocessor == tiny_paths.preprocessor  # one vocabulary, one preprocessor
-    hub.load(paths.encoder)
-    with pytest.raises(DataError, match=r"absent: cannot be downloaded .*give a local SavedModel directory"):
-        find_encoder(Config(data="-", encoder=f"{served_folder}/absent"))
+    named = preprocessor_of(tmp_path / "same", read_vocab(vocab_file))
+    paths = find_encoder(Config(data="-", encoder=tiny_encoder, preprocessor=named))
+    assert paths == EncoderPaths(tiny_encoder, named)
 
 
-def test_a_named_preprocessor_is_taken_as_it_is(tiny_paths: EncoderPaths, minilm_paths: EncoderPaths) -> None:
-    paths = find_encoder(Config(data="-", encoder=tiny_paths.encoder, preprocessor=minilm_paths.preprocessor))
-    assert paths == EncoderPaths(tiny_paths.encoder, minilm_paths.preprocessor)
+def test_a_named_preprocessor_of_another_vocabulary_is_an_error(
+    tmp_path: Path, tiny_encoder: str, vocab_file: str
+) -> None:
+    tokens = read_vocab(vocab_file)
+    swapped = preprocessor_of(tmp_path / "swapped", [*tokens[:-2], tokens[-1], tokens[-2]])
+    with pytest.raises(DataError, match=rf"another vocabulary than encoder .*: id {len(tokens) - 2} is '{tokens[-1]}'"):
+        find_encoder(Config(data="-", encoder=tiny_encoder, preprocessor=swapped))
+    longer = preprocessor_of(tmp_path / "longer", [*tokens, "zzz"])
+    with pytest.raises(DataError, match=r"has 475 tokens, encoder .* has 474; leave preprocessor out"):
+        find_encoder(Config(data="-", encoder=tiny_encoder, preprocessor=longer))
 
 
 def test_a_wrong_encoder_path_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"encoder=.*: no saved_model\.pb there; give a SavedModel directory, a hub URL or"
+        DataError,
+        match=r"encoder=.*: neither a SavedModel, a Hugging Face checkpoint nor a run directory is there; give",
     ):
         find_encoder(Config(data="-", encoder=str(tmp_path)))
 
@@ -167,12 +185,120 @@ def test_an_encoder_without_vocabulary_asks_for_its_preprocessor(
     assert find_encoder(Config(data="-", encoder=str(bare), preprocessor=tiny_paths.preprocessor)).encoder == str(bare)
 
 
-@pytest.mark.parametrize(("line", "message"), [("it", "a token occurs twice"), (None, r"the token \[SEP\] is missing")])
-def test_a_vocabulary_that_cannot_be_matched_is_refused(
-    tmp_path: Path, vocab_file: str, line: str | None, message: str
+# The command
+
+
+def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = encoders.main(list(arguments))
+    return code, capsys.readouterr().out
+
+
+def test_list_shows_what_is_known_and_what_is_cached(
+    minilm_paths: EncoderPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokens = Path(vocab_file).read_text(encoding="utf-8").splitlines()
-    tokens = [*tokens, line] if line else [token for token in tokens if token != "[SEP]"]
-    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match=message):
-        encoders.build_preprocessor(str(tmp_path / "out"), str(tmp_path / "vocab.txt"), do_lower_case=True)
+    code, output = run_command(capsys, "list")
+    assert code == 0
+    assert re.search(r"all-MiniLM-L6-v2 +22\.7 M +6 x 384 +uncased +512 tokens", output)
+    assert re.search(r"tensorflow/bert_en_uncased_L-12_H-768_A-12/4 +109\.5 M +12 x 768", output)
+    assert re.search(rf"{Path(minilm_paths.encoder).name} +9\d\.\d MB +encoder, from all-MiniLM-L6-v2", output)
+
+
+def test_list_loads_no_tensorflow() -> None:
+    program = "import sys, encoders; encoders.main(['list']); assert 'tensorflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("kind", ["known name", "encoder", "cached", "pair", "checkpoint", "published"])
+def test_show_knows_every_kind_of_encoder(
+    kind: str, tmp_path: Path, minilm_paths: EncoderPaths, published_encoder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint("distilbert", tmp_path / "checkpoint")
+    if kind == "pair":
+        encoders.main(["convert", str(tmp_path / "checkpoint"), str(tmp_path / "pair")])
+        capsys.readouterr()
+    name, expected = {
+        "known name": ("hf:google-bert/bert-base-cased", "108,310,272 (433 MB in float32)"),
+        "encoder": (minilm_paths.encoder, "22,713,216 (91 MB in float32)"),
+        "cached": (Path(minilm_paths.encoder).name, "22,713,216 (91 MB in float32)"),
+        "pair": (str(tmp_path / "pair"), "the plain [CLS] vector, as it has no pooler"),
+        "checkpoint": (str(tmp_path / "checkpoint"), "the plain [CLS] vector, as it has no pooler"),
+        "published": (published_encoder, "3, 16 wide, 4 heads, 32 inside, gelu_tanh"),
+    }[kind]
+    code, output = run_command(capsys, "show", name)
+    assert code == 0
+    assert expected in output
+
+
+def test_show_of_the_embedded_encoder_agrees_with_what_is_built(minilm_paths: EncoderPaths) -> None:
+    built, known = read_spec(minilm_paths.encoder), KNOWN[DEFAULT_ENCODER]
+    assert built is not None
+    assert built.parameters == known.parameters
+    assert built.num_heads == known.num_heads
+
+
+def test_show_of_a_handle_that_is_not_known_names_the_way() -> None:
+    with pytest.raises(DataError, match="not one of the encoders that `list` knows; `convert` downloads it"):
+        encoders.main(["show", "hf:org/other"])
+
+
+def test_convert_writes_a_folder_that_is_an_encoder_and_leaves_others_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint("electra", tmp_path / "checkpoint")
+    target = tmp_path / "converted"
+    code, output = run_command(capsys, "convert", str(tmp_path / "checkpoint"), str(target))
+    assert code == 0
+    assert f"Use it: --encoder {target}" in output
+    paths = find_encoder(Config(data="-", encoder=str(target)))
+    assert paths == EncoderPaths(str(target / "encoder"), str(target / "preprocessor"))
+    with pytest.raises(DataError, match="converted: not an empty folder; choose another one"):
+        encoders.main(["convert", str(tmp_path / "checkpoint"), str(target)])
+
+
+def test_convert_into_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, tiny_encoder: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot write .*make room there, or choose another"):
+        encoders.main(["convert", tiny_encoder, str(tmp_path / "file" / "below")])
+
+
+def test_verify_compares_with_the_originals_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint("bert-uncased", tmp_path / "checkpoint")
+    reference = str(ROOT / "tests" / "reference" / "bert-uncased.npz")
+    code, output = run_command(capsys, "verify", str(tmp_path / "checkpoint"), "--reference", reference)
+    assert code == 0
+    assert "ok     token ids: 20 of 20 texts are identical" in output
+    assert re.search(r"ok     sequence_output \(\d+, 32\): largest difference \d\.\de-0[67]", output)
+    other = str(ROOT / "tests" / "reference" / "bert-cased.npz")
+    code, output = run_command(capsys, "verify", str(tmp_path / "checkpoint"), "--reference", other)
+    assert code == 1
+    assert re.search(r"FAILED token ids: \d+ of 20", output)
+    assert "FAILED pooled_output" in output
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None])
+def test_verify_with_a_file_that_is_no_reference_is_one_line(
+    tmp_path: Path, tiny_encoder: str, content: bytes | None
+) -> None:
+    path = tmp_path / "reference.npz"
+    if content is None:
+        np.savez(path, other=np.zeros(3))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"reference\.npz: not a reference"):
+        encoders.main(["verify", tiny_encoder, "--reference", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["show", "nothing/here"], 1, "encoders.py: nothing/here/config.json: No such file or directory"),
+        (["verify"], 2, "encoders.py: the following arguments are required: DIR"),
+        (["remove"], 2, "encoders.py: argument COMMAND: invalid choice: 'remove'"),
+        ([], 2, "encoders.py: the following arguments are required: COMMAND"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], code: int, message: str) -> None:
+    done = subprocess.run([sys.executable, "encoders.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import tf_keras
 
 from config import Config, ConfigError, DataError
 from data import pack
-from encoders import EncoderPaths
 from model import Classifier, build_classifier, compile_classifier, export_classifier
+from spec import EncoderPaths
 
 TEXTS = ["it is good", "the worst, and it is not even cheap!", "", "a b c d e f g h i j k"]
 
@@ -23,7 +24,9 @@ TEXTS = ["it is good", "the worst, and it is not even cheap!", "", "a b c d e f 
 def build(paths: EncoderPaths, labels: tuple[str, ...] = ("neg", "pos"), **options: object) -> Classifier:
     tf_keras.utils.set_random_seed(0)
     return build_classifier(
-        Config(data="-", encoder=paths.encoder, **{"max_seq_length": 64, **options}), paths, list(labels)
+        Config(data="-", encoder=paths.encoder, **{"max_seq_length": 64, "precision": "float32", **options}),
+        paths,
+        list(labels),
     )
 
 
@@ -31,15 +34,13 @@ def inputs_of(paths: EncoderPaths, texts: list[str] = TEXTS) -> dict[str, tf.Ten
     return pack(hub.load(paths.preprocessor), tf.constant(texts), 64)[0]
 
 
-def train_once(
-    classifier: Classifier, paths: EncoderPaths, precision: str = "float32", **options: float
-) -> dict[str, float]:
+def train_once(classifier: Classifier, paths: EncoderPaths, **options: float) -> dict[str, float]:
     """One step; returns how far each variable moved."""
     config = Config(data="-", warmup_ratio=0, weight_decay=0, **options)
-    compile_classifier(classifier, config, precision, total_steps=10)
+    compile_classifier(classifier, config, total_steps=10)
     weights = [variable for variable in classifier.token_model.variables if variable.dtype == tf.float32]
     before = {variable.name: variable.numpy() for variable in weights}
-    classifier.token_model.train_on_batch(inputs_of(paths), np.array([0, 1, 0, 1]))
+    classifier.training_model.train_on_batch(inputs_of(paths), np.array([0, 1, 0, 1]))
     return {variable.name: float(np.abs(variable.numpy() - before[variable.name]).max()) for variable in weights}
 
 
@@ -50,14 +51,18 @@ def test_the_text_model_and_the_token_model_give_the_same_logits(tiny_paths: Enc
     np.testing.assert_allclose(classifier.text_model(tf.constant(TEXTS)), logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("pooling", ["pooled_output", "cls", "mean"])
-def test_pooling_takes_what_it_says_and_ignores_padding(tiny_paths: EncoderPaths, pooling: str) -> None:
-    classifier = build(tiny_paths, pooling=pooling)
+@pytest.mark.parametrize("encoder_mode", ["hub", "opened"])
+@pytest.mark.parametrize("pooling", ["pooled_output", "cls", "mean", "default"])
+def test_pooling_takes_what_it_says_and_ignores_padding(
+    tiny_paths: EncoderPaths, pooling: str, encoder_mode: str
+) -> None:
+    classifier = build(tiny_paths, pooling=pooling, encoder_mode=encoder_mode)
     inputs = inputs_of(tiny_paths)
     outputs = hub.load(tiny_paths.encoder)(inputs, training=False)
     sequence, mask = outputs["sequence_output"].numpy(), inputs["input_mask"].numpy().astype(bool)
     expected = {
         "pooled_output": outputs["pooled_output"].numpy(),
+        "default": outputs["default"].numpy(),
         "cls": sequence[:, 0],
         "mean": np.stack([row[real].mean(axis=0) for row, real in zip(sequence, mask, strict=True)]),
     }[pooling]
@@ -72,16 +77,25 @@ def test_hidden_units_put_a_relu_layer_before_the_logits(tiny_paths: EncoderPath
     assert model.get_layer("logits").kernel.shape == (8, 1)
 
 
-def test_a_frozen_encoder_stays_and_a_trainable_one_moves(tiny_paths: EncoderPaths) -> None:
-    frozen = train_once(build(tiny_paths, trainable=False), tiny_paths)
+@pytest.mark.parametrize("encoder_mode", ["hub", "opened"])
+def test_a_frozen_encoder_stays_and_a_trainable_one_moves(tiny_paths: EncoderPaths, encoder_mode: str) -> None:
+    frozen = train_once(build(tiny_paths, trainable=False, encoder_mode=encoder_mode), tiny_paths)
     assert {name for name, moved in frozen.items() if moved} == {"logits/kernel:0", "logits/bias:0"}
-    moved = train_once(build(tiny_paths, trainable=True), tiny_paths)
+    moved = train_once(build(tiny_paths, trainable=True, encoder_mode=encoder_mode), tiny_paths)
     assert sum(distance > 0 for distance in moved.values()) > 30
 
 
-def test_embedding_rows_of_absent_tokens_stay_through_a_hub_layer(tiny_paths: EncoderPaths) -> None:
-    """That is: the table's gradient comes out of the SavedModel sparse."""
-    classifier = build(tiny_paths)
+@pytest.mark.parametrize("encoder_mode", ["hub", "opened"])
+def test_a_frozen_encoder_drops_nothing_out_in_training(tiny_paths: EncoderPaths, encoder_mode: str) -> None:
+    model = build(tiny_paths, trainable=False, dropout=0.0, encoder_mode=encoder_mode).training_model
+    inputs = inputs_of(tiny_paths)
+    np.testing.assert_allclose(model(inputs, training=True), model(inputs, training=False), atol=1e-6)
+
+
+@pytest.mark.parametrize("encoder_mode", ["hub", "opened"])
+def test_embedding_rows_of_absent_tokens_stay(tiny_paths: EncoderPaths, encoder_mode: str) -> None:
+    """That is: the table's gradient is sparse, also out of the SavedModel, also in mixed precision."""
+    classifier = build(tiny_paths, encoder_mode=encoder_mode, precision="auto")
     [table] = [variable for variable in classifier.token_model.variables if "word_embeddings" in variable.name]
     before = table.numpy()
     train_once(classifier, tiny_paths)
@@ -92,13 +106,17 @@ def test_embedding_rows_of_absent_tokens_stay_through_a_hub_layer(tiny_paths: En
 
 
 def test_encoder_and_head_have_rates_of_their_own(tiny_paths: EncoderPaths) -> None:
-    moved = train_once(build(tiny_paths), tiny_paths, learning_rate=1e-2, encoder_learning_rate=1e-4)
+    moved = train_once(
+        build(tiny_paths, encoder_mode="hub"), tiny_paths, learning_rate=1e-2, encoder_learning_rate=1e-4
+    )
     assert moved["logits/kernel:0"] == pytest.approx(1e-2, rel=0.01)  # Adam's first step is the rate
     assert moved["pooler_transform/kernel:0"] == pytest.approx(1e-4, rel=0.01)
 
 
 def test_loss_scaling_for_float16_leaves_the_step_as_it_is(tiny_paths: EncoderPaths) -> None:
-    plain, scaled = (train_once(build(tiny_paths), tiny_paths, precision) for precision in ("float32", "float16"))
+    classifiers = [build(tiny_paths, encoder_mode="hub") for _ in range(2)]
+    classifiers[1] = replace(classifiers[1], encoder=replace(classifiers[1].encoder, precision="float16"))
+    plain, scaled = (train_once(classifier, tiny_paths) for classifier in classifiers)
     assert scaled["logits/kernel:0"] == pytest.approx(plain["logits/kernel:0"], rel=1e-3)
     assert scaled["word_embeddings/embeddings:0"] == pytest.approx(plain["word_embeddings/embeddings:0"], rel=1e-3)
 
@@ -205,7 +223,7 @@ def test_a_preprocessor_must_be_one(tiny_encoder: str) -> None:
 def test_a_preprocessor_with_more_tokens_than_the_encoder_has_rows_is_refused(
     tiny_encoder: str, minilm_paths: EncoderPaths
 ) -> None:
-    with pytest.raises(DataError, match=r"preprocessor .* has 30,522 tokens, encoder .* only \d+; name its own one"):
+    with pytest.raises(DataError, match=r"preprocessor .* has 30,522 tokens, encoder .* has 474; name its own one"):
         build(EncoderPaths(tiny_encoder, minilm_paths.preprocessor))
 
 

@@ -13,8 +13,9 @@ from official.nlp.tools.tokenization import FullTokenizer
 
 from config import Config
 from data import Tokens, pack, tokenize
-from encoders import EncoderPaths, build_preprocessor
 from model import build_classifier
+from preprocessor import build_preprocessor
+from spec import EncoderPaths, Tokenization
 
 TEXT_COLUMNS = {
     "goemotions_dev.csv": ["text"],
@@ -64,7 +65,8 @@ def preprocessor(
     if request.param == "uncased":
         return minilm_paths.preprocessor
     directory = str(tmp_path_factory.mktemp("preprocessor") / "cased")
-    build_preprocessor(directory, _vocab_file(minilm_paths), do_lower_case=False)
+    cased = Tokenization(lower_case=False, strip_accents=False, split_ideographs=True, max_word_length=400)
+    build_preprocessor(directory, _vocab_file(minilm_paths), cased)
     return directory
 
 

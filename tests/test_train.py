@@ -20,7 +20,7 @@ from conftest import ROOT, SAMPLE, MakeTable
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss
 
 from config import Config, ConfigError, DataError, HubtuneError
-from encoders import EncoderPaths
+from spec import EncoderPaths
 from train import Result, train
 
 

@@ -1,0 +1,64 @@
+"""Encoders that people ask for by name, with their sizes. Imports no TensorFlow."""
+
+from typing import Any
+
+from spec import EncoderSpec, Tokenization
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+
+
+def _known(name: str, layers: int, width: int, vocabulary: int, cased: bool, **others: Any) -> EncoderSpec:
+    return EncoderSpec.model_validate(
+        {
+            "family": "bert",
+            "source": name,
+            "vocab_size": vocabulary,
+            "hidden_size": width,
+            "num_layers": layers,
+            "num_heads": max(1, width // 64),
+            "intermediate_size": 4 * width,
+            "embedding_size": width,
+            "max_positions": 512,
+            "type_vocab_size": 2,
+            "activation": "gelu",
+            "layer_norm_epsilon": 1e-12,
+            "hidden_dropout": 0.1,
+            "attention_dropout": 0.1,
+            "pooler": True,
+            "segments": True,
+            "tokenization": Tokenization(
+                lower_case=not cased, strip_accents=not cased, split_ideographs=True, max_word_length=100
+            ),
+            **others,
+        }
+    )
+
+
+KNOWN = {
+    spec.source: spec
+    for spec in (
+        _known(DEFAULT_ENCODER, 6, 384, 30522, cased=False, num_heads=12),
+        _known("tensorflow/small_bert/bert_en_uncased_L-2_H-128_A-2/2", 2, 128, 30522, cased=False),
+        _known("tensorflow/small_bert/bert_en_uncased_L-4_H-512_A-8/2", 4, 512, 30522, cased=False),
+        _known("tensorflow/bert_en_uncased_L-12_H-768_A-12/4", 12, 768, 30522, cased=False),
+        _known("tensorflow/bert_en_cased_L-12_H-768_A-12/4", 12, 768, 28996, cased=True),
+        _known("tensorflow/bert_multi_cased_L-12_H-768_A-12/4", 12, 768, 119547, cased=True),
+        _known("tensorflow/bert_en_uncased_L-24_H-1024_A-16/4", 24, 1024, 30522, cased=False),
+        _known("hf:google-bert/bert-base-uncased", 12, 768, 30522, cased=False),
+        _known("hf:google-bert/bert-base-cased", 12, 768, 28996, cased=True),
+        _known("hf:google-bert/bert-base-multilingual-cased", 12, 768, 119547, cased=True),
+        _known("hf:google-bert/bert-base-chinese", 12, 768, 21128, cased=True),
+        _known(
+            "hf:distilbert/distilbert-base-uncased",
+            6,
+            768,
+            30522,
+            cased=False,
+            family="distilbert",
+            pooler=False,
+            segments=False,
+        ),
+        _known("hf:sentence-transformers/all-MiniLM-L12-v2", 12, 384, 30522, cased=False, num_heads=12),
+        _known("hf:BAAI/bge-small-en-v1.5", 12, 384, 30522, cased=False, num_heads=12),
+    )
+}
