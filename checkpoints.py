@@ -59,7 +59,7 @@ _DISTILBERT_KEYS: dict[str, tuple[str, Any]] = {
     "hidden_dropout": ("dropout", 0.1),
     "attention_dropout": ("attention_dropout", 0.1),
 }
-_KEYS = {"bert": _BERT_KEYS, "electra": _ELECTRA_KEYS, "distilbert": _DISTILBERT_KEYS}
+_KEYS = {"bert": _BERT_KEYS, "distilbert": _DISTILBERT_KEYS, "electra": _ELECTRA_KEYS}
 # Parts of a layer by Model Garden's names -> by those of BERT and ELECTRA, and of DistilBERT, in Hugging Face's files.
 _LAYER_PARTS = {
     "self_attention/query": ("attention.self.query", "attention.q_lin"),
@@ -147,7 +147,7 @@ def _refuse_other_architectures(path: Path, settings: dict[str, Any]) -> None:
     family, positions = settings.get("model_type"), settings.get("position_embedding_type", "absolute")
     reason = None
     if family not in _KEYS:
-        reason = f"its architecture is {family!r}; {', '.join(_KEYS)} can be mapped exactly"
+        reason = f"its architecture is {family!r}; bert, distilbert and electra can be mapped exactly"
     elif "auto_map" in settings:
         reason = "it needs code of its own (auto_map)"
     elif positions != "absolute":

@@ -89,9 +89,9 @@ def _status(error: Exception) -> int | None:
 
 def _remedy(handle: str, status: int | None) -> str:
     if handle.startswith("hf:"):
-        login = "check the name, log in with `hf auth login` where it is private or gated"
+        login = "check the name and the network, log in with `hf auth login` where it is private or gated"
     elif status in {401, 403} or "kaggle" in handle or "://" not in handle:
-        login = "check the name, log in to Kaggle (KAGGLE_USERNAME and KAGGLE_KEY), where TF-Hub's models now are"
+        login = "check the name and the network, log in to Kaggle (KAGGLE_USERNAME and KAGGLE_KEY), where TF-Hub's models now are"
     else:
         login = "check the address and the network"
     return f"{login}, or give another mirror or a local folder"

@@ -200,7 +200,12 @@ def _trained_encoder(model: str) -> tuple[str, str]:
 
     def build_encoder(directory: str) -> None:
         if spec is None:  # trained as a hub layer, whose graph is kept in the model
-            tf.saved_model.save(tf.saved_model.load(model).encoder, directory)
+            encoder = getattr(tf.saved_model.load(model), "encoder", None)
+            if encoder is None:
+                raise DataError(
+                    f"{model}: holds no encoder to go on from, as it was not trained by this version; train again"
+                )
+            tf.saved_model.save(encoder, directory)
         else:
             vocab_file = os.path.join(model, _VOCABULARY)
             vocab = read_vocab(vocab_file) if os.path.isfile(vocab_file) else None

@@ -125,4 +125,4 @@ def save_keras(model: tf_keras.Model, directory: str) -> None:
         with runtime.quiet():
             model.save(directory, include_optimizer=False, save_format="tf")
     except tf.errors.OpError as error:  # a full disk, say
-        raise OSError(" ".join(error.message.split())[:150]) from error
+        raise OSError(" ".join(error.message.split())[-150:]) from error

@@ -221,8 +221,7 @@ def test_sentence_vectors_are_saved_and_opened(tmp_path: Path) -> None:
 # A trained run as an encoder
 
 
-@pytest.mark.parametrize("encoder_mode", ["hub", "opened"])
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("encoder_mode", "known"), [("hub", True), ("hub", False), ("opened", False)])
 def test_a_trained_run_is_the_encoder_of_another(
     tiny_encoder: str, tmp_path: Path, table: MakeTable, encoder_mode: str, known: bool
 ) -> None:

@@ -77,7 +77,7 @@ def test_a_config_cannot_be_changed() -> None:
         ({"epochs": 0}, r"epochs=0: .*greater than or equal to 1"),
         ({"epochs": "two"}, r"epochs='two': .*integer"),
         ({"learning_rate": -1}, r"learning_rate=-1: .*greater than 0"),
-        ({"pooling": "max"}, r"pooling='max': .*'pooled_output', 'cls' or 'mean'"),
+        ({"pooling": "max"}, r"pooling='max': .*'pooled_output', 'cls', 'mean' or 'default'"),
         ({"dropout": 1}, r"dropout=1: .*less than 1"),
         ({"train_split": 1.5}, r"train_split=1.5: .*fraction below 1 or a whole number"),
         ({"valid_split": 1}, r"valid_split=1: .*fraction below 1 or a whole number"),
@@ -157,3 +157,12 @@ def test_the_readme_table_is_the_config() -> None:
         lines.append(f"| `{name}` | {default} | {field.description} |")
     table = "\n".join(lines)
     assert table in (ROOT / "README.md").read_text(encoding="utf-8"), f"the README's table should read:\n{table}"
+
+
+@pytest.mark.parametrize("option", ["freeze_layers=1", "layer_decay=0.9", "encoder_dropout=0.0"])
+def test_options_of_opened_encoders_need_one_that_is_trained(option: str) -> None:
+    key = option.split("=")[0]
+    with pytest.raises(ConfigError, match=f"{key} needs an opened encoder: set encoder_mode to auto or opened"):
+        parse_command_line(["--data", "x", f"--{option}", "--encoder_mode", "hub"])
+    with pytest.raises(ConfigError, match=f"{key} is about training the encoder, and trainable is false"):
+        parse_command_line(["--data", "x", f"--{option}", "--trainable", "false"])

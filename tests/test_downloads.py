@@ -15,7 +15,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import tensorflow_hub as hub
-from conftest import ROOT
+from conftest import ROOT, MakeTable
 from reference.checkpoints import write_checkpoint
 
 import downloads
@@ -23,6 +23,7 @@ from config import Config, DataError
 from downloads import download, is_handle
 from encoders import find_encoder
 from spec import EncoderPaths
+from train import train
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
@@ -188,6 +189,17 @@ def test_a_hub_that_fails_at_first_is_asked_again(server: Server, tiny_paths: En
     hub.load(paths.encoder)
     find_encoder(Config(data="-", encoder=f"{server.url}/tiny"))
     assert len(server.asked) == 3  # cached
+
+
+def test_a_hub_handle_trains(server: Server, published_encoder: str, tmp_path: Path, table: MakeTable) -> None:
+    server.answer = sends(packed(published_encoder))
+    handle = f"{server.url}/bert"
+    data = table([("it is good", "pos"), ("it was the worst", "neg")] * 8)
+    settings = {"data": data, "encoder": handle, "valid_split": 0.0, "epochs": 1, "max_seq_length": 16}
+    result = train(Config(**settings, wandb_mode="disabled", output_dir=str(tmp_path / "runs")))
+    assert result.metrics["encoder"] == handle
+    assert result.classifier.encoder.spec is not None
+    assert server.asked == ["/bert?tf-hub-format=compressed"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_hub as hub
+import tf_keras
 from conftest import ROOT
 from reference.checkpoints import write_checkpoint
 
@@ -113,6 +114,40 @@ def test_an_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(encoders, "_export", lambda directory, checkpoint: interrupted(directory))
     with pytest.raises(KeyboardInterrupt):
         encoders.default_encoder()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_build_left_does_not_break_the_next(tmp_path: Path, tiny_encoder: str) -> None:
+    program = f"""
+import os; os.environ["HUBTUNE_CACHE"] = {str(tmp_path)!r}
+from config import Config
+from encoders import find_encoder
+import preprocessor
+preprocessor.save_keras = lambda model, directory: (os.mkdir(directory), os.kill(os.getpid(), 9))
+find_encoder(Config(data="-", encoder={tiny_encoder!r}))
+"""
+    killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -9
+    [left] = tmp_path.iterdir()
+    assert left.name.startswith(".unfinished-")
+    whole = program.replace("preprocessor.save_keras", "unused")
+    subprocess.run([sys.executable, "-c", whole], cwd=ROOT, check=True, capture_output=True)
+    [entry] = tmp_path.iterdir()
+    hub.load(str(entry))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, tiny_encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUBTUNE_CACHE", str(tmp_path))
+
+    def full(self: tf_keras.Model, directory: str, **options: object) -> None:
+        Path(directory).mkdir()
+        raise tf.errors.ResourceExhaustedError(None, None, f"{directory}/variables; No space left on device")
+
+    monkeypatch.setattr(tf_keras.Model, "save", full)
+    with pytest.raises(DataError, match=r"cannot build preprocessor.*No space left on device.*set HUBTUNE_CACHE"):
+        find_encoder(Config(data="-", encoder=tiny_encoder))
     assert list(tmp_path.iterdir()) == []
 
 

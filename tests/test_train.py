@@ -178,7 +178,7 @@ def test_a_second_run_into_the_first_is_refused_and_the_first_kept(run: Result, 
     [
         ({"data": "absent.csv"}, DataError, "absent.csv: no such file"),
         ({"text_column": "txt"}, DataError, "no column 'txt': did you mean 'text'"),
-        ({"encoder": "absent"}, DataError, "encoder=absent: no saved_model.pb there"),
+        ({"encoder": "absent"}, DataError, "encoder=absent: neither a SavedModel"),
         ({"max_seq_length": 65}, ConfigError, "64 positions"),
         ({"learning_rate": 1e30}, HubtuneError, "training diverged: the weights are no longer finite"),
     ],
