@@ -95,46 +95,51 @@ def build_bert(
     [batch, seq, hidden], `pooled_output` [batch, hidden], `encoder_outputs` (one per layer), `default`.
 
     Args:
-        cls_only: the last layer computes the first position alone; `sequence_output` is [batch, 1, hidden].
+        cls_only: the last layer computes the first position alone: `sequence_output` is [batch, 1, hidden], and there is
+            no sentence vector.
         dropout: rate of hidden and attention dropout instead of the checkpoint's own.
         policy: Keras' dtype policy, such as `mixed_bfloat16`; variables are float32 in any case.
     """
     before = tf_keras.mixed_precision.global_policy()
     tf_keras.mixed_precision.set_global_policy(policy)
     try:
-        body = networks.BertEncoder(
-            vocab_size=spec.vocab_size,
-            hidden_size=spec.hidden_size,
-            num_layers=spec.num_layers,
-            num_attention_heads=spec.num_heads,
-            max_sequence_length=spec.max_positions,
-            type_vocab_size=spec.type_vocab_size,
-            inner_dim=spec.intermediate_size,
-            inner_activation=_ACTIVATIONS[spec.activation],
-            output_dropout=spec.hidden_dropout if dropout is None else dropout,
-            attention_dropout=spec.attention_dropout if dropout is None else dropout,
-            output_range=1 if cls_only else None,
-            embedding_width=spec.embedding_size,
-            dict_outputs=True,
-        )
+        body = _body(spec, cls_only, dropout)
     finally:
         tf_keras.mixed_precision.set_global_policy(before)
-    for layer in body.submodules:
-        if isinstance(layer, tf_keras.layers.LayerNormalization):
-            layer.epsilon = spec.layer_norm_epsilon  # BertEncoder has no argument for it
-    inputs = {tensor.name: tensor for tensor in body.inputs}
-    outputs = dict(body.output)
+    inputs, outputs = {tensor.name: tensor for tensor in body.inputs}, dict(body.output)
+    sequence = outputs["sequence_output"]
     if not spec.pooler:
-        outputs["pooled_output"] = tf_keras.layers.Lambda(lambda x: x[:, 0], name="first_token")(
-            outputs["sequence_output"]
-        )
-    outputs["default"] = outputs["pooled_output"]
-    if spec.sentence:
-        outputs["default"] = SentencePooling(spec.sentence)(outputs["sequence_output"], mask=inputs["input_mask"])
+        outputs["pooled_output"] = sequence[:, 0]
+    if spec.sentence is None:
+        outputs["default"] = outputs["pooled_output"]
+    elif not cls_only:
+        outputs["default"] = SentencePooling(spec.sentence)(sequence, mask=inputs["input_mask"])
     model = tf_keras.Model(inputs, outputs, name="bert")
     if not spec.segments:
         model.get_layer("type_embeddings").trainable = False
     return model
+
+
+def _body(spec: EncoderSpec, cls_only: bool, dropout: float | None) -> networks.BertEncoder:
+    body = networks.BertEncoder(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        num_layers=spec.num_layers,
+        num_attention_heads=spec.num_heads,
+        max_sequence_length=spec.max_positions,
+        type_vocab_size=spec.type_vocab_size,
+        inner_dim=spec.intermediate_size,
+        inner_activation=_ACTIVATIONS[spec.activation],
+        output_dropout=spec.hidden_dropout if dropout is None else dropout,
+        attention_dropout=spec.attention_dropout if dropout is None else dropout,
+        output_range=1 if cls_only else None,
+        embedding_width=spec.embedding_size,
+        dict_outputs=True,
+    )
+    for layer in body.submodules:
+        if isinstance(layer, tf_keras.layers.LayerNormalization):
+            layer.epsilon = spec.layer_norm_epsilon  # BertEncoder has no argument for it
+    return body
 
 
 def twin(model: tf_keras.Model, spec: EncoderSpec, **options: Any) -> tf_keras.Model:

@@ -101,6 +101,7 @@ def build_classifier(config: Config, paths: EncoderPaths, labels: list[str]) -> 
     """
     preprocessor = load_preprocessor(paths.preprocessor)
     encoder = load_encoder(config, paths.encoder)
+    runtime.set_seed(config.seed)  # here, so that the head does not hang on what loading the encoder drew
     _refuse_other_vocabulary_size(preprocessor, encoder.layer, paths)
     pooling = Pooling(config.pooling)
     head: list[Layer] = [Dense(config.hidden_units, activation="relu", name="hidden")] if config.hidden_units else []
@@ -153,10 +154,9 @@ def _opened_encoder(config: Config, path: str, spec: EncoderSpec, weights: dict[
     if config.freeze_layers is not None and config.freeze_layers > spec.num_layers:
         raise ConfigError(f"freeze_layers={config.freeze_layers}: the encoder {path} has {spec.num_layers} layers")
     precision = runtime.choose_precision(config.precision, opened=True)
-    options: dict[str, Any] = {
-        "cls_only": config.pooling in {"pooled_output", "cls"},
-        "dropout": config.encoder_dropout,
-    }
+    has_sentence_weights = bool(spec.sentence and spec.sentence.dense)  # they are to be kept, whatever the head sees
+    cls_only = config.pooling in {"pooled_output", "cls"} and not has_sentence_weights
+    options: dict[str, Any] = {"cls_only": cls_only, "dropout": config.encoder_dropout}
     layer = build_bert(spec, **options)
     assign(layer, weights.items())
     # On a CPU the graph rewrite is the faster of the two ways to bfloat16 (by 6 to 8 % of a step); a GPU has no such rewrite.
@@ -165,10 +165,22 @@ def _opened_encoder(config: Config, path: str, spec: EncoderSpec, weights: dict[
     if by_policy:
         layers.append(twin(layer, spec, policy=f"mixed_{precision}", **options))
     for each in layers:
-        each.trainable = config.trainable
-        if config.freeze_layers is not None:
-            freeze(each, config.freeze_layers)
+        _freeze(config, each)
     return Encoder(layer, layers[-1], precision, "float32" if by_policy else precision, spec, None)
+
+
+def _freeze(config: Config, layer: tf_keras.Model) -> None:
+    """Freezes what `config` says, and what the head does not see."""
+    if not config.trainable:
+        layer.trainable = False
+    if config.freeze_layers is not None:
+        freeze(layer, config.freeze_layers)
+    # Without a sentence vector of its own an encoder's default is the pooler's output.
+    names = {part.name for part in layer.layers}
+    default = "sentence_vector" if "sentence_vector" in names else "pooler_transform"
+    seen = {"pooled_output": "pooler_transform", "default": default}.get(config.pooling)
+    for name in names & {"pooler_transform", "sentence_vector"} - {seen}:
+        layer.get_layer(name).trainable = False
 
 
 def _hub_encoder(config: Config, path: str, note: str | None) -> Encoder:

@@ -3,7 +3,7 @@
 import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -49,6 +49,10 @@ class AdamW(tf_keras.optimizers.legacy.Adam):
         super().__init__(learning_rate, epsilon=1e-8, name="AdamW", global_clipnorm=clip_norm)
         self._weight_decay = weight_decay
         self._rate_factor = rate_factor
+
+    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, tf.Variable]], *args: Any, **kwargs: Any) -> Any:
+        # A hub layer holds weights that the head may not see, such as the pooler's under mean pooling: no news to warn of.
+        return super().apply_gradients([pair for pair in grads_and_vars if pair[0] is not None], *args, **kwargs)
 
     def _transform_gradients(self, grads_and_vars: GradientsAndVariables) -> GradientsAndVariables:
         # Rows of one token are summed before clipping: their norm is that of the dense gradient.

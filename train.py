@@ -67,7 +67,6 @@ def train(config: Config) -> Result:
     _refuse_wrong_monitor(config, splits)
     device = runtime.set_up_devices()
     paths = find_encoder(config)
-    runtime.set_seed(config.seed)
     classifier = build_classifier(config, paths, splits.labels)
     if classifier.encoder.note:
         print(f"note: {classifier.encoder.note}", flush=True)
