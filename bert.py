@@ -25,7 +25,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 from cache import build_once, hash_files
 from config import DataError
 from preprocessor import save_keras, write_vocab
-from spec import FULL_TOKENIZER_WORD_LENGTH, EncoderSpec, SentenceVector, Tokenization, read_spec, write_spec
+from spec import EncoderSpec, SentenceVector, Tokenization, full_tokenizer, read_spec, write_spec
 
 INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
 _EMBEDDING_LAYERS = (
@@ -36,6 +36,7 @@ _EMBEDDING_LAYERS = (
     "embedding_projection",
 )
 _TOLERANCE = 1e-5  # largest difference of an opened encoder's outputs from the hub's
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _BUILD = 1  # raise it when what is proven of hub encoders changes
 
 
@@ -217,19 +218,27 @@ def export_bert(
     write_spec(directory, spec)
 
 
+class CannotOpen(Exception):
+    """Why a hub encoder's variables cannot live in a BertEncoder."""
+
+
 def stored_names(directory: str) -> set[str]:
-    """Names of a SavedModel's variables.
+    """Names of a SavedModel's variables, none where they are in TensorFlow 1's format.
 
     Raises:
         DataError: the files are missing or corrupt.
     """
-    return set(_read_variables(directory, lambda reader, key: None))
+    try:
+        return set(_read_variables(directory, lambda reader, key: None))
+    except CannotOpen:
+        return set()
 
 
 def stored_weights(directory: str) -> dict[str, np.ndarray]:
     """Every variable of a SavedModel by name, read from its files without loading its graph.
 
     Raises:
+        CannotOpen: they are in TensorFlow 1's format.
         DataError: the files are missing or corrupt.
     """
     return _read_variables(directory, lambda reader, key: reader.get_tensor(key))
@@ -238,8 +247,10 @@ def stored_weights(directory: str) -> dict[str, np.ndarray]:
 def _read_variables(directory: str, read: Callable[[Any, str], Any]) -> dict[str, Any]:
     try:
         reader = tf.train.load_checkpoint(os.path.join(directory, "variables", "variables"))
+        if not reader.has_tensor(_OBJECT_GRAPH):
+            raise CannotOpen("it is in TensorFlow 1's format")
         graph = trackable_object_graph_pb2.TrackableObjectGraph()
-        graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
+        graph.ParseFromString(reader.get_tensor(_OBJECT_GRAPH))
         return {
             attribute.full_name: read(reader, attribute.checkpoint_key)
             for node in graph.nodes
@@ -250,10 +261,6 @@ def _read_variables(directory: str, read: Callable[[Any, str], Any]) -> dict[str
             f"{directory}: its variables are missing or corrupt ({' '.join(str(error).split())[:150]}): remove it, and get or "
             "build it again"
         ) from error
-
-
-class CannotOpen(Exception):
-    """Why a hub encoder's variables cannot live in a BertEncoder."""
 
 
 def open_encoder(directory: str) -> tuple[EncoderSpec, dict[str, np.ndarray]]:
@@ -275,8 +282,9 @@ def open_encoder(directory: str) -> tuple[EncoderSpec, dict[str, np.ndarray]]:
             f"opened-{hash_files(files)}-{_BUILD}",
             lambda target: write_spec(target, _prove(directory, shape, weights)),
         )
-        spec = read_spec(proof)
-    assert spec is not None
+        proven = read_spec(proof)
+        assert proven is not None
+        spec = proven.model_copy(update={"source": directory})
     return spec, weights
 
 
@@ -299,8 +307,8 @@ def _spec_by_shapes(directory: str, weights: dict[str, np.ndarray]) -> EncoderSp
             type_vocab_size=len(weights["type_embeddings/embeddings"]),
             activation="gelu",
             layer_norm_epsilon=1e-12,
-            hidden_dropout=_exported_rate(directory, "output_dropout"),
-            attention_dropout=_exported_rate(directory, "attention_dropout"),
+            hidden_dropout=_exported_rate(directory, "output_dropout", "dropout_rate"),
+            attention_dropout=_exported_rate(directory, "attention_dropout", "attention_dropout_rate"),
             pooler="pooler_transform/kernel" in weights,
             segments=True,
             tokenization=stored_tokenization(directory),
@@ -310,13 +318,18 @@ def _spec_by_shapes(directory: str, weights: dict[str, np.ndarray]) -> EncoderSp
     return spec
 
 
-def _exported_rate(directory: str, name: str) -> float:
-    """A dropout rate as Keras noted it in the SavedModel; BERT's 0.1 where it did not."""
+def _exported_rate(directory: str, *names: str) -> float:
+    """A dropout rate as Keras noted it in the SavedModel, under one name or another."""
     for file in ("keras_metadata.pb", "saved_model.pb"):
         path = Path(directory, file)
-        found = re.search(rb'"%s": ([0-9.e-]+)' % name.encode(), path.read_bytes()) if path.is_file() else None
-        if found:
-            return float(found[1])
+        content = path.read_bytes() if path.is_file() else b""
+        for name in names:
+            found = re.search(rb'"%s": (0(?:\.\d+)?)[,}]' % name.encode(), content)
+            if found:
+                return float(found[1])
+    print(
+        f"note: {directory} does not say its {names[0]}: BERT's 0.1 is taken; encoder_dropout sets another", flush=True
+    )
     return 0.1
 
 
@@ -333,12 +346,7 @@ def stored_tokenization(directory: str) -> Tokenization | None:
         )
     except (tf.errors.OpError, KeyError, ValueError):
         return None
-    return Tokenization(
-        lower_case=lower_case,
-        strip_accents=lower_case,
-        split_ideographs=True,
-        max_word_length=FULL_TOKENIZER_WORD_LENGTH,
-    )
+    return full_tokenizer(lower_case)
 
 
 def _prove(directory: str, shape: EncoderSpec, weights: dict[str, np.ndarray]) -> EncoderSpec:
@@ -351,7 +359,11 @@ def _prove(directory: str, shape: EncoderSpec, weights: dict[str, np.ndarray]) -
             assign(model, weights.items())
         except DataError as error:
             raise CannotOpen(str(error)) from error
-        differences[activation] = largest_difference(directory, model, spec)
+        try:
+            differences[activation] = largest_difference(directory, model, spec)
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, tf.errors.OpError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise CannotOpen(f"it does not run as TF-Hub's BERT encoders do: {reason}") from error
         if differences[activation] <= _TOLERANCE:
             return spec
     raise CannotOpen(f"a BertEncoder with its weights differs from it by {min(differences.values()):.1g}")
@@ -359,16 +371,17 @@ def _prove(directory: str, shape: EncoderSpec, weights: dict[str, np.ndarray]) -
 
 def largest_difference(directory: str, model: tf_keras.Model, spec: EncoderSpec) -> float:
     """Largest difference of an opened encoder's outputs from the hub encoder's, over random inputs of many lengths, as a
-    share of the largest output where that is above 1."""
+    share of the largest output where that is above 1. On the CPU, as GPUs round float32 products."""
     random = np.random.default_rng(0)
     lengths = random.integers(1, min(spec.max_positions, 48) + 1, 16)
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int32)
-    inputs = {
-        "input_word_ids": tf.constant(random.integers(0, spec.vocab_size, mask.shape) * mask, tf.int32),
-        "input_mask": tf.constant(mask),
-        "input_type_ids": tf.constant(random.integers(0, 2, mask.shape) * mask, tf.int32),
-    }
-    theirs, ours = hub.load(directory)(inputs, training=False), tf.function(model)(inputs, training=False)
+    with tf.device("/cpu:0"):
+        inputs = {
+            "input_word_ids": tf.constant(random.integers(0, spec.vocab_size, mask.shape) * mask, tf.int32),
+            "input_mask": tf.constant(mask),
+            "input_type_ids": tf.constant(random.integers(0, spec.type_vocab_size, mask.shape) * mask, tf.int32),
+        }
+        theirs, ours = hub.load(directory)(inputs, training=False), tf.function(model)(inputs, training=False)
     differences = []
     for name in ("sequence_output", "pooled_output", "default"):
         rows = mask.astype(bool) if name == "sequence_output" else ...

@@ -4,17 +4,17 @@ Only JSON, text and safetensors are read: nothing is unpickled, no PyTorch is ne
 cannot compute exactly is refused with the reason. Imports no TensorFlow.
 """
 
-import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, RootModel
 
 from config import DataError
-from spec import MOST_PADDING_ROWS, Activation, EncoderSpec, SentenceDense, SentenceVector, TokenPooling, read_json
+from spec import MOST_PADDING_ROWS, Activation, EncoderSpec, SentenceDense, SentenceVector, TokenPooling, read_record
 from tensor_files import TensorFiles
 from vocabulary import read_tokenizer
 
@@ -28,38 +28,58 @@ _ACTIVATIONS: dict[str, Activation] = {
     "silu": "swish",
     "swish": "swish",
 }
-# Spec field -> (key in config.json, what transformers takes where the key is absent).
-_BERT_KEYS: dict[str, tuple[str, Any]] = {
-    "vocab_size": ("vocab_size", 30522),
-    "hidden_size": ("hidden_size", 768),
-    "num_layers": ("num_hidden_layers", 12),
-    "num_heads": ("num_attention_heads", 12),
-    "intermediate_size": ("intermediate_size", 3072),
-    "max_positions": ("max_position_embeddings", 512),
-    "type_vocab_size": ("type_vocab_size", 2),
-    "activation": ("hidden_act", "gelu"),
-    "layer_norm_epsilon": ("layer_norm_eps", 1e-12),
-    "hidden_dropout": ("hidden_dropout_prob", 0.1),
-    "attention_dropout": ("attention_probs_dropout_prob", 0.1),
-}
-_ELECTRA_KEYS = _BERT_KEYS | {
-    "hidden_size": ("hidden_size", 256),
-    "num_heads": ("num_attention_heads", 4),
-    "intermediate_size": ("intermediate_size", 1024),
-    "embedding_size": ("embedding_size", 128),
-}
-_DISTILBERT_KEYS: dict[str, tuple[str, Any]] = {
-    "vocab_size": ("vocab_size", 30522),
-    "hidden_size": ("dim", 768),
-    "num_layers": ("n_layers", 6),
-    "num_heads": ("n_heads", 12),
-    "intermediate_size": ("hidden_dim", 3072),
-    "max_positions": ("max_position_embeddings", 512),
-    "activation": ("activation", "gelu"),
-    "hidden_dropout": ("dropout", 0.1),
-    "attention_dropout": ("attention_dropout", 0.1),
-}
-_KEYS = {"bert": _BERT_KEYS, "distilbert": _DISTILBERT_KEYS, "electra": _ELECTRA_KEYS}
+
+
+class _Settings(BaseModel):
+    """What is read of a file; defaults are those of transformers and sentence-transformers."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class _Architecture(_Settings):
+    model_type: str | None = None
+    position_embedding_type: str | None = "absolute"
+    auto_map: Any = None
+    is_decoder: bool | None = False
+    add_cross_attention: bool | None = False
+    pruned_heads: Any = None
+    quantization_config: Any = None
+
+
+class _Bert(_Settings):
+    vocab_size: PositiveInt = 30522
+    hidden_size: PositiveInt = 768
+    num_layers: PositiveInt = Field(12, alias="num_hidden_layers")
+    num_heads: PositiveInt = Field(12, alias="num_attention_heads")
+    intermediate_size: PositiveInt = 3072
+    max_positions: PositiveInt = Field(512, alias="max_position_embeddings")
+    type_vocab_size: PositiveInt = 2
+    activation: str = Field("gelu", alias="hidden_act")
+    layer_norm_epsilon: PositiveFloat = Field(1e-12, alias="layer_norm_eps")
+    hidden_dropout: float = Field(0.1, alias="hidden_dropout_prob", ge=0, lt=1)
+    attention_dropout: float = Field(0.1, alias="attention_probs_dropout_prob", ge=0, lt=1)
+
+
+class _Electra(_Bert):
+    hidden_size: PositiveInt = 256
+    num_heads: PositiveInt = Field(4, alias="num_attention_heads")
+    intermediate_size: PositiveInt = 1024
+    embedding_size: PositiveInt = 128
+
+
+class _DistilBert(_Settings):
+    vocab_size: PositiveInt = 30522
+    hidden_size: PositiveInt = Field(768, alias="dim")
+    num_layers: PositiveInt = Field(6, alias="n_layers")
+    num_heads: PositiveInt = Field(12, alias="n_heads")
+    intermediate_size: PositiveInt = Field(3072, alias="hidden_dim")
+    max_positions: PositiveInt = Field(512, alias="max_position_embeddings")
+    activation: str = "gelu"
+    hidden_dropout: float = Field(0.1, alias="dropout", ge=0, lt=1)
+    attention_dropout: float = Field(0.1, ge=0, lt=1)
+
+
+_FAMILIES: dict[str, type[_Settings]] = {"bert": _Bert, "distilbert": _DistilBert, "electra": _Electra}
 # Parts of a layer by Model Garden's names -> by those of BERT and ELECTRA, and of DistilBERT, in Hugging Face's files.
 _LAYER_PARTS = {
     "self_attention/query": ("attention.self.query", "attention.q_lin"),
@@ -123,13 +143,13 @@ def read_checkpoint(directory: str, source: str) -> Checkpoint:
     """
     modules = _read_modules(Path(directory))
     folder = modules.transformer_folder
-    settings = read_json(folder / "config.json")
-    _refuse_other_architectures(folder / "config.json", settings)
+    architecture = read_record(folder / "config.json", _Architecture)
+    _refuse_other_architectures(folder / "config.json", architecture)
     tensors = TensorFiles(folder, _WORD_EMBEDDINGS)
     vocab, tokenization = read_tokenizer(folder, lower_case_first=modules.lower_case)
     spec = _spec_of(
         folder / "config.json",
-        settings,
+        str(architecture.model_type),
         source=source,
         pooler=f"{tensors.prefix}pooler.dense.weight" in tensors.shapes,
         tokenization=tokenization,
@@ -143,47 +163,37 @@ def read_checkpoint(directory: str, source: str) -> Checkpoint:
     return Checkpoint(spec, vocab, notes, [*modules.files, *files], tensors, modules)
 
 
-def _refuse_other_architectures(path: Path, settings: dict[str, Any]) -> None:
-    family, positions = settings.get("model_type"), settings.get("position_embedding_type", "absolute")
+def _refuse_other_architectures(path: Path, settings: _Architecture) -> None:
     reason = None
-    if family not in _KEYS:
-        reason = f"its architecture is {family!r}; bert, distilbert and electra can be mapped exactly"
-    elif "auto_map" in settings:
+    if settings.model_type not in _FAMILIES:
+        reason = f"its architecture is {settings.model_type!r}; bert, distilbert and electra can be mapped exactly"
+    elif settings.auto_map is not None:
         reason = "it needs code of its own (auto_map)"
-    elif positions != "absolute":
-        reason = f"its position embeddings are {positions!r}, only 'absolute' can be mapped"
-    elif settings.get("is_decoder") or settings.get("add_cross_attention"):
+    elif settings.position_embedding_type not in {"absolute", None}:
+        reason = f"its position embeddings are {settings.position_embedding_type!r}, only 'absolute' can be mapped"
+    elif settings.is_decoder or settings.add_cross_attention:
         reason = "it is a decoder (is_decoder, add_cross_attention)"
-    elif settings.get("pruned_heads"):
+    elif settings.pruned_heads:
         reason = "attention heads were pruned (pruned_heads)"
-    elif settings.get("quantization_config"):
+    elif settings.quantization_config:
         reason = "its weights are quantized (quantization_config)"
     if reason:
         raise DataError(f"{path}: this checkpoint cannot become a hub encoder: {reason}")
 
 
-def _spec_of(path: Path, settings: dict[str, Any], **found: Any) -> EncoderSpec:
+def _spec_of(path: Path, family: str, **found: Any) -> EncoderSpec:
     """What config.json at `path` says, and what was `found` elsewhere."""
-    family = settings["model_type"]
-    values = {name: settings.get(key, default) for name, (key, default) in _KEYS[family].items()}
-    activation = _ACTIVATIONS.get(str(values["activation"]))
+    values = read_record(path, _FAMILIES[family]).model_dump()
+    activation = _ACTIVATIONS.get(values["activation"])
     if activation is None:
         raise DataError(f"{path}: the activation {values['activation']!r} is not one of {', '.join(_ACTIVATIONS)}")
-    everywhere = {"embedding_size": values["hidden_size"], "type_vocab_size": 2, "layer_norm_epsilon": 1e-12}
-    try:
-        return EncoderSpec.model_validate(
-            {
-                **everywhere,
-                **values,
-                "activation": activation,
-                "family": family,
-                "segments": family != "distilbert",
-                **found,
-            }
+    if values["hidden_size"] % values["num_heads"]:
+        raise DataError(
+            f"{path}: {values['hidden_size']} wide, not divisible by its {values['num_heads']} attention heads"
         )
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise DataError(f"{path}: {problem['loc'][0]}={problem['input']!r}: {problem['msg'].lower()}") from None
+    everywhere = {"embedding_size": values["hidden_size"], "type_vocab_size": 2, "layer_norm_epsilon": 1e-12}
+    settled = {"activation": activation, "family": family, "segments": family != "distilbert"}
+    return EncoderSpec.model_validate({**everywhere, **values, **settled, **found})
 
 
 def _places(spec: EncoderSpec) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -232,10 +242,6 @@ def _check_shapes(spec: EncoderSpec, tensors: TensorFiles) -> None:
                 f"{tensors.folder}: the tensor {name} has the shape {tensors.shapes[name]}, config.json says {shape}; "
                 "one of the two files is another checkpoint's"
             )
-    if spec.hidden_size % spec.num_heads:
-        raise DataError(
-            f"{tensors.folder}: {spec.hidden_size} wide, not divisible by its {spec.num_heads} attention heads"
-        )
     known = {*wanted, *(tensors.prefix + name for name in _BUFFERS)}
     inside = tuple(tensors.prefix + part for part in _ENCODER_PARTS)
     strange = [name for name in tensors.shapes if name not in known and name.startswith(inside)]
@@ -278,72 +284,105 @@ class SentenceModules:
     files: list[Path]
 
 
+class _Module(_Settings):
+    type: str
+    path: str
+
+
+class _Modules(RootModel[list[_Module]]):
+    """modules.json."""
+
+
+class _Transformer(_Settings):
+    do_lower_case: bool | None = False
+
+
+class _Prompts(_Settings):
+    default_prompt_name: str | None = None
+
+
+class _Pooling(_Settings):
+    pooling_mode: str | list[str] | None = None
+    pooling_mode_cls_token: bool = False
+    pooling_mode_max_tokens: bool = False
+    pooling_mode_mean_tokens: bool = True
+    pooling_mode_mean_sqrt_len_tokens: bool = False
+    pooling_mode_weightedmean_tokens: bool = False
+    pooling_mode_lasttoken: bool = False
+
+
+class _Dense(_Settings):
+    in_features: PositiveInt
+    out_features: PositiveInt
+    bias: bool = True
+    activation_function: str | None = "torch.nn.modules.activation.Tanh"
+    use_residual: bool = False
+    module_input_name: str | None = "sentence_embedding"
+    module_output_name: str | None = None
+
+
 def _read_modules(folder: Path) -> SentenceModules:
     index = folder / "modules.json"
     if not index.is_file():
         return SentenceModules(folder, None, [], False, [], [])
-    try:
-        modules = json.loads(index.read_text(encoding="utf-8"))
-        found = [(str(module["type"]).split(".")[-1], folder / module["path"]) for module in modules]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{index}: not a list of modules ({error}); get the file again") from None
+    modules = read_record(index, _Modules).root
+    for module in modules:
+        if Path(module.path).is_absolute() or ".." in Path(module.path).parts:
+            raise DataError(f"{index}: the module path {module.path!r} is not in that folder; get the file again")
+    found = [(module.type.split(".")[-1], folder / module.path) for module in modules]
     kinds = [kind for kind, _ in found]
-    if kinds[:1] != ["Transformer"] or kinds[1:2] != ["Pooling"] or set(kinds[2:]) - {"Dense", "Normalize"}:
+    if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Dense", "Normalize"} or "Normalize" in kinds[:-1]:
         raise DataError(
-            f"{index}: the modules {', '.join(kinds)} cannot be mapped; Transformer, Pooling, then Dense and Normalize can"
+            f"{index}: the modules {', '.join(kinds)} cannot be mapped; Transformer, Pooling, any Dense, and Normalize last can"
         )
-    if "Normalize" in kinds[:-1]:
-        raise DataError(f"{index}: a module follows Normalize; only as the last one it can be mapped")
     dense_folders = [path for kind, path in found if kind == "Dense"]
     sentence = SentenceVector(
         poolings=_poolings(found[1][1] / "config.json"),
         dense=[_dense(path) for path in dense_folders],
         normalize=kinds[-1] == "Normalize",
     )
-    transformer = found[0][1]
-    settings = transformer / "sentence_bert_config.json"
-    values = read_json(settings) if settings.is_file() else {}
-    prompts = folder / "config_sentence_transformers.json"
-    prompt = read_json(prompts).get("default_prompt_name") if prompts.is_file() else None
+    transformer, prompts = found[0][1] / "sentence_bert_config.json", folder / "config_sentence_transformers.json"
+    prompt = read_record(prompts, _Prompts).default_prompt_name if prompts.is_file() else None
     return SentenceModules(
-        transformer,
+        found[0][1],
         sentence,
         dense_folders,
-        bool(values.get("do_lower_case", False)),
+        bool(read_record(transformer, _Transformer).do_lower_case) if transformer.is_file() else False,
         [f"its default prompt {prompt!r} is not put before the texts"] if prompt else [],
         [index, *(path for _, place in found[1:] for path in sorted(place.glob("*")) if path.is_file())],
     )
 
 
 def _poolings(path: Path) -> list[TokenPooling]:
-    settings = read_json(path)
-    named = settings.get("pooling_mode")
-    if named is None:
-        prefix = "pooling_mode_"
-        flags = [
-            key.removeprefix(prefix) for key, value in settings.items() if key.startswith(prefix) and value is True
-        ]
-        chosen = [flag.removesuffix("_tokens").removesuffix("_token") for flag in flags] or ["mean"]
-    else:
-        chosen = [named] if isinstance(named, str) else list(named)
+    settings = read_record(path, _Pooling)
+    chosen = [settings.pooling_mode] if isinstance(settings.pooling_mode, str) else settings.pooling_mode
+    if chosen is None:
+        flags = [name for name, value in settings.model_dump().items() if value is True]
+        chosen = [re.sub(r"pooling_mode_|_tokens?$", "", flag) for flag in flags]
     strange = [pooling for pooling in chosen if pooling not in get_args(TokenPooling)]
-    if strange:
-        raise DataError(f"{path}: the pooling {strange[0]} cannot be mapped; {', '.join(get_args(TokenPooling))} can")
+    if strange or not chosen:
+        raise DataError(
+            f"{path}: the pooling {', '.join(strange) or 'of nothing'} cannot be mapped; {', '.join(get_args(TokenPooling))} can"
+        )
     return [pooling for pooling in get_args(TokenPooling) if pooling in chosen]
 
 
 def _dense(folder: Path) -> SentenceDense:
-    settings, tensors = read_json(folder / "config.json"), TensorFiles(folder)
-    activation = str(settings.get("activation_function", "Tanh")).split(".")[-1]
-    if activation not in _DENSE_ACTIVATIONS:
+    settings, tensors = read_record(folder / "config.json", _Dense), TensorFiles(folder)
+    activation = str(settings.activation_function).split(".")[-1]
+    plain = settings.module_output_name in {None, "sentence_embedding"} and settings.module_input_name in {
+        None,
+        "sentence_embedding",
+    }
+    if activation not in _DENSE_ACTIVATIONS or settings.use_residual or not plain:
         raise DataError(
-            f"{folder / 'config.json'}: the activation {activation} cannot be mapped; {' and '.join(_DENSE_ACTIVATIONS)} can"
+            f"{folder / 'config.json'}: a dense layer with {activation}, a residual or other inputs cannot be mapped; "
+            f"{' and '.join(_DENSE_ACTIVATIONS)} on the sentence's vector can"
         )
-    wanted = {"linear.weight": (settings.get("out_features"), settings.get("in_features"))}
-    if any(tensors.shapes.get(name) != shape for name, shape in wanted.items()):
+    wanted: dict[str, tuple[int, ...]] = {"linear.weight": (settings.out_features, settings.in_features)}
+    wanted |= {"linear.bias": (settings.out_features,)} if settings.bias else {}
+    if tensors.shapes != wanted:
         raise DataError(
             f"{folder}: the tensors {tensors.shapes} are not those of config.json {wanted}; get the files again"
         )
-    return SentenceDense(
-        units=settings["out_features"], activation=_DENSE_ACTIVATIONS[activation], bias="linear.bias" in tensors.shapes
-    )
+    return SentenceDense(units=settings.out_features, activation=_DENSE_ACTIVATIONS[activation], bias=settings.bias)

@@ -4,6 +4,7 @@ Each library keeps and shares its own cache; TensorFlow loads only for a URL.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -19,14 +20,15 @@ from config import DataError
 _TRIES = 3
 _SILENCE = 20.0  # seconds without a byte, after which a server counts as not answering
 _NO_RETRY = {401, 404, 410}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR}
 _HUGGING_FACE = re.compile(r"hf:(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 _HUGGING_FACE_FILES = ["*.json", "*.txt", "*.safetensors"]
 _KAGGLE = re.compile(
-    r"(https?://(www\.)?kaggle\.com/models/)?(?P<name>[\w.-]+/[\w.-]+)(/frameworks)?/(?P<framework>tensorflow\d?|keras|other)"
+    r"(https?://(www\.)?kaggle\.com/models/)?(?P<name>\w[\w.-]*/[\w.-]+)(/frameworks)?/(?P<framework>tensorflow\d?|keras|other)"
     r"(/variations)?/(?P<variation>[\w.-]+)((/versions)?/(?P<version>\d+))?/?",
     re.IGNORECASE,
 )
-_TF_HUB = re.compile(r"[\w.-]+(/[\w.-]+){1,2}/\d+")
+_TF_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*){1,2}/\d+")
 
 
 def is_handle(source: str) -> bool:
@@ -69,13 +71,14 @@ def _retried(key: str, handle: str, fetch: Callable[[], str]) -> str:
             return fetch()
         except Exception as error:  # the libraries let those of urllib, requests, httpx, tarfile and TensorFlow through
             reason, status = " ".join(str(error).split())[:200] or type(error).__name__, _status(error)
-            if isinstance(error, OSError) and error.errno and error.filename:  # the disk, not the network
+            if getattr(error, "errno", None) in _DISK_ERRORS or "No space left" in reason:
                 raise DataError(
                     f"{key}={handle}: cannot be stored ({reason}); make room there, or move the cache"
                 ) from error
             if attempt == _TRIES or status in _NO_RETRY:
+                missing = "" if "://" in handle or handle.startswith("hf:") else "no such folder, and as a handle it "
                 raise DataError(
-                    f"{key}={handle}: cannot be downloaded ({reason}); {_remedy(handle, status)}"
+                    f"{key}={handle}: {missing}cannot be downloaded ({reason}); {_remedy(handle, status)}"
                 ) from error
             print(f"  try {attempt} of {_TRIES} failed ({reason})", flush=True)
             time.sleep(2**attempt / 2)
@@ -136,8 +139,8 @@ def _is_dead(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
-        return False
+    except PermissionError:  # somebody else's, and alive
+        pass
     return False
 
 

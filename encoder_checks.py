@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
 
-from bert import CannotOpen, assign, build_bert, largest_difference, open_encoder, stored_weights
+from bert import CannotOpen, assign, build_bert, largest_difference, open_encoder
 from config import DataError
 from data import INPUT_NAMES, pack
 from spec import EncoderPaths
@@ -35,15 +35,38 @@ def verify_encoder(paths: EncoderPaths, reference: str | None = None) -> bool:
         DataError: the encoder or the reference cannot be read.
     """
     print(f"encoder      {paths.encoder}\npreprocessor {paths.preprocessor}")
-    encoder, preprocessor = hub.load(paths.encoder), hub.load(paths.preprocessor)
-    results = [
-        _vocabulary_fits(paths, preprocessor),
-        _padding_changes_nothing(encoder, preprocessor),
-        _opened_is_equal(paths.encoder),
-    ]
-    if reference is not None:
-        results += _agrees_with(reference, encoder, preprocessor)
+    wanted = _read_reference(reference) if reference is not None else None
+    with tf.device("/cpu:0"):  # GPUs round float32 products
+        try:
+            encoder, preprocessor = hub.load(paths.encoder), hub.load(paths.preprocessor)
+            results = [
+                _vocabulary_fits(encoder, preprocessor),
+                _padding_changes_nothing(encoder, preprocessor),
+                _opened_is_equal(paths.encoder),
+            ]
+            if wanted is not None:
+                results += _agrees_with(wanted, encoder, preprocessor)
+        except (tf.errors.OpError, OSError, ValueError, TypeError, AttributeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{paths.encoder}: cannot be run ({' '.join(str(error).split())[:200]})") from error
     return all(results)
+
+
+def _read_reference(path: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            reference = {name: file[name] for name in file.files}
+        texts, mask = reference["texts"], reference["input_mask"]
+        for name in INPUT_NAMES:
+            reference[name] = reference[name].astype(np.int32, casting="same_kind")
+            if reference[name].shape != mask.shape or mask.ndim != 2 or len(texts) != len(mask):
+                raise ValueError(f"{name} has the shape {reference[name].shape} for {len(texts)} texts")
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path}: not a reference ({error}); it is an .npz with texts, {', '.join(INPUT_NAMES)}"
+        ) from None
+    return reference
 
 
 def _say(holds: bool, text: str) -> bool:
@@ -51,11 +74,9 @@ def _say(holds: bool, text: str) -> bool:
     return holds
 
 
-def _vocabulary_fits(paths: EncoderPaths, preprocessor: Any) -> bool:
+def _vocabulary_fits(encoder: Any, preprocessor: Any) -> bool:
     tokens = int(preprocessor.tokenize.get_special_tokens_dict()["vocab_size"])
-    rows = next(
-        (len(value) for name, value in stored_weights(paths.encoder).items() if "word_embeddings" in name), None
-    )
+    rows = next((weight.shape[0] for weight in encoder.variables if "word_embeddings" in weight.name), None)
     return _say(
         rows is None or tokens <= rows,
         f"vocabulary: {tokens:,} tokens, {rows or 0:,} rows of the embedding table",
@@ -87,16 +108,9 @@ def _opened_is_equal(directory: str) -> bool:
     )
 
 
-def _agrees_with(path: str, encoder: Any, preprocessor: Any) -> list[bool]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            reference = {name: file[name] for name in file.files}
-        texts, mask = reference["texts"], reference["input_mask"].astype(bool)
-        ids = {name: reference[name] for name in INPUT_NAMES}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path}: not a reference ({error}); it is an .npz with texts, {', '.join(INPUT_NAMES)}"
-        ) from None
+def _agrees_with(reference: dict[str, np.ndarray], encoder: Any, preprocessor: Any) -> list[bool]:
+    texts, mask = reference["texts"], reference["input_mask"].astype(bool)
+    ids = {name: reference[name] for name in INPUT_NAMES}
     inputs = pack(preprocessor, tf.constant([str(text) for text in texts]), mask.shape[1])[0]
     made = {name: _widened(inputs[name].numpy(), mask.shape[1]) for name in INPUT_NAMES}
     same = np.all([(made[name] == ids[name]).all(axis=1) for name in INPUT_NAMES], axis=0)

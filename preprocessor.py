@@ -24,11 +24,12 @@ _PUNCTUATION = r"\p{P}$+<=>^`|~"  # Unicode's, and the ASCII symbols that BERT c
 
 
 class BertTokenizer(tf_keras.layers.Layer):
-    """Model Garden's `FullTokenizer` in the graph: texts, string [N] -> token ids, ragged int32 [N, (tokens)].
+    """Model Garden's `FullTokenizer`, or Hugging Face's, in the graph: texts, string [N] -> ids, ragged int32 [N, (tokens)].
 
-    tf-text's own BERT tokenizers fold characters by NFKC and so differ from `FullTokenizer` (an ellipsis becomes three
-    dots); here the text is normalised as `FullTokenizer` does it and only then split by tf-text. What is left
-    is Unicode's age: Python and ICU know different versions, so some characters newer than 2021 may differ.
+    tf-text's own BERT tokenizers fold characters by NFKC and so differ from both (an ellipsis becomes three dots); here the
+    text is normalised as the one or the other does it and only then split by tf-text. What is left is Unicode's age:
+    Python, Rust and ICU know different versions, so some characters newer than 2021 may differ. Special tokens that are
+    written out in a text, such as "[SEP]", are text, as for `FullTokenizer`; Hugging Face makes them the tokens.
     """
 
     def __init__(self, vocab: list[str], settings: Tokenization) -> None:
@@ -57,8 +58,12 @@ class BertTokenizer(tf_keras.layers.Layer):
     def call(self, texts: tf.Tensor) -> tf.RaggedTensor:
         texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8", errors="ignore")
         texts = tf.strings.regex_replace(texts, r"[\t\n\r\p{Z}]", " ")
-        texts = tf.strings.regex_replace(texts, r"[\p{Cc}\p{Cf}\x{FFFD}]+", "")
+        hugging_face = self._settings.style == "hugging_face"
+        dropped = r"\p{Cc}\p{Cf}\x{FFFD}" + (r"\p{Co}" if hugging_face else "")
+        texts = tf.strings.regex_replace(texts, f"[{dropped}]+", "")
         if self._settings.lower_case:
+            if hugging_face:
+                texts = tf.strings.regex_replace(texts, "Σ", "σ")  # or it would be a final ς at the end of a word
             texts = tf.strings.lower(texts, encoding="utf-8")
         if self._settings.strip_accents:
             texts = tf.strings.regex_replace(text.normalize_utf8(texts, "NFD"), r"\p{Mn}+", "")
@@ -121,8 +126,5 @@ def save_keras(model: tf_keras.Model, directory: str) -> None:
     Raises:
         OSError: the directory cannot be written.
     """
-    try:
-        with runtime.quiet():
-            model.save(directory, include_optimizer=False, save_format="tf")
-    except tf.errors.OpError as error:  # a full disk, say
-        raise OSError(" ".join(error.message.split())[-150:]) from error
+    with runtime.saving():
+        model.save(directory, include_optimizer=False, save_format="tf")

@@ -107,6 +107,16 @@ def quiet() -> Iterator[None]:
         absl.logging.set_verbosity(before[1])
 
 
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+    """`quiet`, and what TensorFlow raises when it cannot write is an OSError."""
+    try:
+        with quiet():
+            yield
+    except tf.errors.OpError as error:  # a full disk, say
+        raise OSError(" ".join(error.message.split())[-150:]) from error
+
+
 def set_seed(seed: int) -> None:
     """Seeds Python, NumPy and TensorFlow."""
     tf_keras.utils.set_random_seed(seed)

@@ -6,15 +6,15 @@ Imports no TensorFlow.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from config import DataError
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swish"]
 TokenPooling = Literal["cls", "max", "mean", "mean_sqrt_len"]
-FULL_TOKENIZER_WORD_LENGTH = 400  # characters; Model Garden's FullTokenizer makes longer words [UNK]
+LONGEST_WORD = 999  # characters; as far as a regular expression can count
 MOST_PADDING_ROWS = 128  # embedding tables are rounded up to multiples of 8, 64 or 128 rows for speed
 _FILE = "encoder.json"  # in assets.extra/, the folder that the SavedModel format leaves to libraries
 
@@ -27,14 +27,17 @@ class EncoderPaths:
     preprocessor: str
 
 
+Record = TypeVar("Record", bound=BaseModel)
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SentenceDense(_Record):
     """A dense layer on the pooled vector, as sentence-transformers' `Dense` module."""
 
-    units: int
+    units: PositiveInt
     activation: Literal["tanh", "linear"]
     bias: bool
 
@@ -48,12 +51,28 @@ class SentenceVector(_Record):
 
 
 class Tokenization(_Record):
-    """The settings of a BERT tokenizer beside its vocabulary."""
+    """The settings of a BERT tokenizer beside its vocabulary.
 
+    Styles: `full_tokenizer` is Model Garden's `FullTokenizer`; `hugging_face` also drops private-use characters, and its
+    lower case knows no final sigma.
+    """
+
+    style: Literal["full_tokenizer", "hugging_face"]
     lower_case: bool
     strip_accents: bool
     split_ideographs: bool  # every Chinese character is a word of its own
-    max_word_length: int  # characters; longer words are [UNK]
+    max_word_length: int = Field(ge=1, le=LONGEST_WORD)  # characters; longer words are [UNK]
+
+
+def full_tokenizer(lower_case: bool) -> Tokenization:
+    """The settings of Model Garden's `FullTokenizer`."""
+    return Tokenization(
+        style="full_tokenizer",
+        lower_case=lower_case,
+        strip_accents=lower_case,
+        split_ideographs=True,
+        max_word_length=400,
+    )
 
 
 class EncoderSpec(_Record):
@@ -64,18 +83,18 @@ class EncoderSpec(_Record):
 
     family: Literal["bert", "distilbert", "electra"]
     source: str
-    vocab_size: int  # rows of the embedding table
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    intermediate_size: int
-    embedding_size: int
-    max_positions: int
-    type_vocab_size: int
+    vocab_size: PositiveInt  # rows of the embedding table
+    hidden_size: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    intermediate_size: PositiveInt
+    embedding_size: PositiveInt
+    max_positions: PositiveInt
+    type_vocab_size: PositiveInt
     activation: Activation
-    layer_norm_epsilon: float
-    hidden_dropout: float
-    attention_dropout: float
+    layer_norm_epsilon: PositiveFloat
+    hidden_dropout: float = Field(ge=0, lt=1)
+    attention_dropout: float = Field(ge=0, lt=1)
     pooler: bool
     segments: bool
     tokenization: Tokenization | None  # None: the encoder carries no vocabulary
@@ -91,21 +110,24 @@ class EncoderSpec(_Record):
         return embeddings + self.num_layers * layer + (width * width + width if self.pooler else 0)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+def read_record(path: Path, kind: type[Record]) -> Record:
+    """Reads a JSON file into a pydantic model.
 
     Raises:
-        DataError: the file is missing, or holds something else.
+        DataError: the file is missing, not JSON, or a key of it has a value that it cannot have.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; it belongs to the encoder") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise DataError(
+            f"{path}: {where + '=' if where else ''}{str(problem['input'])[:60]!r}: {problem['msg'].lower()}; get the file again"
+        ) from None
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); get the file again") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: holds a {type(values).__name__}, expected an object; get the file again")
-    return values
 
 
 def write_spec(directory: str, spec: EncoderSpec) -> None:
@@ -125,8 +147,6 @@ def read_spec(directory: str) -> EncoderSpec | None:
     if not path.is_file():
         return None
     try:
-        return EncoderSpec.model_validate(read_json(path))
-    except ValidationError as error:
-        raise DataError(
-            f"{path}: not an encoder's record ({' '.join(str(error).split())[:150]}): convert the encoder again"
-        ) from error
+        return read_record(path, EncoderSpec)
+    except DataError as error:
+        raise DataError(f"{error}: remove {directory}, and build or convert it again") from None

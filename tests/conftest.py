@@ -31,7 +31,7 @@ from bert import build_bert, export_bert
 from config import Config
 from encoders import default_encoder, find_encoder
 from known_encoders import DEFAULT_ENCODER
-from spec import EncoderPaths, EncoderSpec, Tokenization
+from spec import EncoderPaths, EncoderSpec, full_tokenizer
 from vocabulary import read_vocab
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ def tiny_spec(vocab_size: int, **changes: object) -> EncoderSpec:
         "attention_dropout": 0.1,
         "pooler": True,
         "segments": True,
-        "tokenization": Tokenization(lower_case=True, strip_accents=True, split_ideographs=True, max_word_length=400),
+        "tokenization": full_tokenizer(lower_case=True),
     }
     return EncoderSpec.model_validate({**values, **changes})
 

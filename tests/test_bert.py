@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 import tensorflow_hub as hub
@@ -16,8 +17,9 @@ import bert
 from bert import CannotOpen, assign, build_bert, export_bert, largest_difference, open_encoder, twin
 from config import Config, ConfigError, DataError
 from encoders import find_encoder
-from spec import EncoderPaths, EncoderSpec, SentenceDense, SentenceVector, Tokenization, read_spec
+from spec import EncoderPaths, EncoderSpec, SentenceDense, SentenceVector, full_tokenizer, read_spec
 from train import train
+from vocabulary import read_vocab
 
 
 def opened(directory: str, **options: object) -> tuple[tf_keras.Model, EncoderSpec]:
@@ -36,9 +38,7 @@ def test_a_published_encoder_opens_with_equal_outputs_and_its_own_settings(publi
         0.2,
         0.3,
     )
-    assert spec.tokenization == Tokenization(
-        lower_case=True, strip_accents=True, split_ideographs=True, max_word_length=400
-    )
+    assert spec.tokenization == full_tokenizer(lower_case=True)
     assert largest_difference(published_encoder, model, spec) <= 1e-5
 
 
@@ -218,10 +218,124 @@ def test_sentence_vectors_are_saved_and_opened(tmp_path: Path) -> None:
         np.testing.assert_allclose(found["default"], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("damage", ["list signature", "no default", "cut graph", "empty graph", "not callable"])
+def test_a_proof_that_cannot_be_made_leaves_a_hub_layer_or_one_line(
+    published_encoder: str, tiny_paths: EncoderPaths, tmp_path: Path, damage: str
+) -> None:
+    directory = tmp_path / "encoder"
+    if damage in {"cut graph", "empty graph"}:
+        shutil.copytree(published_encoder, directory)
+        os.truncate(directory / "saved_model.pb", 5000 if damage == "cut graph" else 0)
+    else:
+        loaded = hub.load(published_encoder)
+        module = tf.Module()
+        module.kept = loaded.variables
+        specs = [tf.TensorSpec([None, None], tf.int32, name=name) for name in bert.INPUT_NAMES]
+        if damage == "list signature":
+            module.__call__ = tf.function(lambda x: loaded(dict(zip(bert.INPUT_NAMES, x, strict=True))), [specs])
+        elif damage == "no default":
+            signature = [{spec.name: spec for spec in specs}, tf.TensorSpec([], tf.bool, name="training")]
+
+            def without_default(inputs: dict[str, tf.Tensor], training: tf.Tensor) -> dict[str, tf.Tensor]:
+                outputs = loaded(inputs, training=False)
+                return {name: outputs[name] for name in ("sequence_output", "pooled_output")}
+
+            module.__call__ = tf.function(without_default, signature)
+        tf.saved_model.save(module, str(directory))
+    with pytest.raises(CannotOpen, match="it does not run as TF-Hub's BERT encoders do"):
+        open_encoder(str(directory))
+    if damage not in {"no default"}:
+        with pytest.raises(DataError, match="cannot be loaded as a layer|does not take input_word_ids"):
+            build(EncoderPaths(str(directory), tiny_paths.preprocessor))
+
+
+def test_a_module_of_tensorflow_1_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "variables").mkdir()
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        variable = tf.compat.v1.get_variable("x", [2])
+        session.run(variable.initializer)
+        tf.compat.v1.train.Saver().save(session, str(tmp_path / "variables" / "variables"), write_meta_graph=False)
+    with pytest.raises(CannotOpen, match="it is in TensorFlow 1's format"):
+        open_encoder(str(tmp_path))
+
+
+def test_distilberts_type_embeddings_stay_zero_in_training(tmp_path: Path, vocab_file: str) -> None:
+    spec = tiny_spec(len(read_vocab(vocab_file)), family="distilbert", segments=False)
+    weights = {v.name[:-2]: v.numpy() for v in build_bert(spec).variables}
+    weights["type_embeddings/embeddings"][:] = 0
+    export_bert(str(tmp_path / "distilbert"), spec, read_vocab(vocab_file), weights.items())
+    paths = find_encoder(Config(data="-", encoder=str(tmp_path / "distilbert")))
+    for encoder_mode in ("hub", "opened"):
+        moved = train_once(build(paths, encoder_mode=encoder_mode), paths)
+        assert moved["type_embeddings/embeddings:0"] == 0
+        assert moved["position_embedding/embeddings:0"] > 0
+
+
+@pytest.mark.parametrize(
+    ("pooling", "still"),
+    [("mean", True), ("cls", True), ("pooled_output", False), ("default", False)],
+)
+def test_weights_that_the_head_does_not_see_are_not_trained(
+    tiny_paths: EncoderPaths, pooling: str, still: bool
+) -> None:
+    classifier = build(tiny_paths, pooling=pooling)
+    names = {variable.name for variable in classifier.training_model.trainable_variables}
+    assert ("pooler_transform/kernel:0" not in names) == still
+    assert "pooler_transform/kernel:0" in {variable.name for variable in classifier.text_model.variables}
+
+
+def test_the_seed_gives_the_head_whatever_loading_the_encoder_drew(
+    published_encoder: str, tiny_paths: EncoderPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUBTUNE_CACHE", str(tmp_path))  # the first build proves, the second does not
+    paths = EncoderPaths(published_encoder, tiny_paths.preprocessor)
+    first, second = (build(paths).token_model.get_layer("logits").kernel.numpy() for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+# Training in Keras' mixed precision, as on a GPU
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_run_in_mixed_precision_trains_stops_scores_saves_and_goes_on(
+    tiny_encoder: str, tmp_path: Path, table: MakeTable, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr("runtime.has_gpu", lambda: True)
+    monkeypatch.setattr("runtime.choose_precision", lambda wanted, opened: precision)
+    result = train(
+        Config(
+            data=table([("it is good", "pos"), ("it was the worst", "neg")] * 20),
+            encoder=tiny_encoder,
+            epochs=3,
+            valid_split=0.25,
+            freeze_layers=1,
+            learning_rate=1e-2,
+            early_stopping_patience=1,
+            max_seq_length=16,
+            wandb_mode="disabled",
+            output_dir=str(tmp_path),
+        )
+    )
+    classifier = result.classifier
+    assert classifier.training_model is not classifier.token_model
+    assert classifier.training_model.get_layer("bert").get_layer("transformer/layer_1").compute_dtype == precision
+    assert result.metrics["environment"]["precision"] == precision
+    before, after = bert.stored_weights(tiny_encoder), bert.stored_weights(str(result.run_directory / "model"))
+    np.testing.assert_array_equal(
+        after["transformer/layer_0/output/kernel"], before["transformer/layer_0/output/kernel"]
+    )
+    assert np.abs(after["transformer/layer_1/output/kernel"] - before["transformer/layer_1/output/kernel"]).max() > 1e-4
+    served = tf.saved_model.load(str(result.run_directory / "model")).signatures["serving_default"]
+    table_written = pd.read_csv(result.run_directory / "valid_predictions.csv")
+    given = served(text=tf.constant(table_written["text"].tolist()))["probability"]
+    np.testing.assert_allclose(given, table_written["probability"], atol=1e-6)  # scored in float32
+    find_encoder(Config(data="-", encoder=str(result.run_directory)))
+
+
 # A trained run as an encoder
 
 
-@pytest.mark.parametrize(("encoder_mode", "known"), [("hub", True), ("hub", False), ("opened", False)])
+@pytest.mark.parametrize(("encoder_mode", "known"), [("opened", True), ("opened", False), ("hub", False)])
 def test_a_trained_run_is_the_encoder_of_another(
     tiny_encoder: str, tmp_path: Path, table: MakeTable, encoder_mode: str, known: bool
 ) -> None:

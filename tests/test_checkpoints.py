@@ -1,6 +1,7 @@
 """checkpoints.py, vocabulary.py: a checkpoint becomes what PyTorch computes from it, or is refused with the reason."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,11 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         ({"quantization_config": {"bits": 8}}, "its weights are quantized"),
         ({"pruned_heads": {"0": [1]}}, "attention heads were pruned"),
         ({"hidden_size": "wide"}, "config.json: hidden_size='wide': input should be a valid integer"),
+        ({"num_attention_heads": None}, "config.json: num_attention_heads='None': input should be a valid integer"),
+        ({"num_attention_heads": 0}, "config.json: num_attention_heads='0': input should be greater than 0"),
+        ({"hidden_dropout_prob": 1.5}, "config.json: hidden_dropout_prob='1.5': input should be less than 1"),
+        ({"layer_norm_eps": float("nan")}, "config.json: layer_norm_eps='nan': input should be a finite number"),
+        ({"model_type": ["bert"]}, "config.json: model_type="),
         ({"hidden_act": "mish"}, "the activation 'mish' is not one of"),
         ({"num_attention_heads": 5}, "32 wide, not divisible by its 5 attention heads"),
         ({"num_hidden_layers": 4}, r"16 of \d+ tensors are missing, such as encoder\.layer\.3"),
@@ -133,9 +139,21 @@ def test_weights_that_are_not_finite_are_refused_and_leave_no_cache_entry(
     edit_tensors(folder, lambda tensors: tensors["pooler.dense.bias"].fill(np.nan))
     with pytest.raises(DataError, match=r"the tensor pooler\.dense\.bias holds numbers that are not finite"):
         find_encoder(Config(data="-", encoder=str(folder)))
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
     save_file(whole, folder / "model.safetensors")
     assert read_spec(find_encoder(Config(data="-", encoder=str(folder))).encoder) is not None
+
+
+def test_tensors_that_float32_cannot_hold_are_refused(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors.update({"pooler.dense.bias": np.zeros(32)}))
+    with pytest.raises(DataError, match=r"the tensor pooler\.dense\.bias is F64; only F32, F16, BF16"):
+        find_encoder(Config(data="-", encoder=str(folder)))
+
+
+def test_a_tensor_under_two_names_is_refused(folder: Path) -> None:
+    edit_tensors(folder, lambda tensors: tensors.update({"embeddings.LayerNorm.gamma": np.ones(32, np.float32)}))
+    with pytest.raises(DataError, match=r"the tensor embeddings\.LayerNorm\.weight occurs twice"):
+        find_encoder(Config(data="-", encoder=str(folder)))
 
 
 def test_missing_tensors_are_counted_and_named(folder: Path) -> None:
@@ -176,7 +194,7 @@ def test_shards_are_looked_for_in_their_own_folder_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "config.json: not valid JSON"), ("[]", "config.json: holds a list, expected an object")],
+    [("{", "config.json: not valid JSON"), ("[]", r"config.json: '\[\]': input should be a valid dictionary")],
 )
 def test_a_broken_config_is_refused(folder: Path, content: str, message: str) -> None:
     (folder / "config.json").write_text(content, encoding="utf-8")
@@ -245,6 +263,15 @@ def test_a_vocabulary_without_a_token_that_bert_needs_is_refused(folder: Path, t
         ({"tokenizer_class": "BertJapaneseTokenizer"}, "the tokenizer is a BertJapaneseTokenizer"),
         ({"never_split": ["x"]}, "do_basic_tokenize=false and never_split cannot be mapped"),
         ({"cls_token": "<s>"}, r"cls_token is '<s>', BERT's is \[CLS\]"),
+        ({"cls_token": {"content": "<s>"}}, r"cls_token is '<s>', BERT's is \[CLS\]"),
+        ({"cls_token": {"x": 1}}, "tokenizer_config.json: cls_token"),
+        ({"do_lower_case": None}, "tokenizer_config.json: do_lower_case='None': input should be a valid boolean"),
+        ({"strip_accents": "maybe"}, "tokenizer_config.json: strip_accents='maybe'"),
+        ({"tokenizer_class": []}, "tokenizer_config.json: tokenizer_class="),
+        ({"added_tokens_decoder": None}, "tokenizer_config.json: added_tokens_decoder="),
+        ({"added_tokens_decoder": {"0": "[PAD]"}}, "tokenizer_config.json: added_tokens_decoder.0="),
+        ({"additional_special_tokens": ["<user>"]}, "the tokenizer has 1 added tokens, such as '<user>'"),
+        ({"extra_special_tokens": {"user": "<user>"}}, "the tokenizer has 1 added tokens, such as '<user>'"),
         (
             {"added_tokens_decoder": {"9": {"content": "<user>"}, "0": {"content": "[PAD]"}}},
             "the tokenizer has 1 added tokens, such as '<user>'",
@@ -275,14 +302,65 @@ def test_a_tokenizer_file_of_no_class_of_its_own_is_taken_at_its_word(tmp_path: 
     assert spec.tokenization.strip_accents
 
 
-def test_another_kind_of_tokenizer_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"type": "BPE", "vocab": {}}}, "its model is BPE, not BERT's WordPiece"),
+        ({"model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "a": 2}}}, "its ids are not 0 to"),
+        ({"model": {"type": "WordPiece", "vocab": ["a"]}}, "model.vocab="),
+        ({"model": {"type": "WordPiece", "vocab": {"a": "0"}}}, "model.vocab.a="),
+        ({"model": {"type": "WordPiece", "unk_token": "<unk>"}}, "its unk_token is <unk>"),
+        ({"model": {"type": "WordPiece", "continuing_subword_prefix": "@@"}}, "its continuing_subword_prefix is @@"),
+        ({"model": {"type": "WordPiece", "max_input_chars_per_word": 2000}}, "model.max_input_chars_per_word="),
+        ({"model": "WordPiece"}, "model='WordPiece'"),
+        ({"normalizer": None}, "its normalizer is None, not BERT's BertNormalizer"),
+        ({"normalizer": "x"}, "normalizer='x'"),
+        ({"normalizer": {"type": "BertNormalizer", "clean_text": False}}, "its clean_text is False"),
+        ({"post_processor": None}, "its post_processor is False"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "its pre_tokenizer is Whitespace"),
+        ({"added_tokens": None}, "added_tokens="),
+        ({"added_tokens": ["[PAD]"]}, "added_tokens.0="),
+    ],
+)
+def test_another_kind_of_tokenizer_file_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     write_checkpoint("bert-multilingual", tmp_path)
-    edit_json(tmp_path / "tokenizer.json", model={"type": "BPE", "vocab": {}})
-    with pytest.raises(DataError, match=r"tokenizer\.json: its model is BPE, not BERT's WordPiece"):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    edit_json(tmp_path / "tokenizer.json", **changes)
+    with pytest.raises(DataError, match=rf"tokenizer\.json: {re.escape(message)}"):
+        find_encoder(Config(data="-", encoder=str(tmp_path)))
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {"a": 1}])
+def test_an_index_of_shards_that_is_none_is_refused(tmp_path: Path, weight_map: Any) -> None:
+    write_checkpoint("bert-multilingual", tmp_path)
+    edit_json(tmp_path / "model.safetensors.index.json", weight_map=weight_map)
+    with pytest.raises(DataError, match=r"index\.json: weight_map"):
         find_encoder(Config(data="-", encoder=str(tmp_path)))
 
 
 # sentence-transformers
+
+DENSE = {"in_features": 32, "out_features": 24, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ["mean"]),
+        ({"pooling_mode_cls_token": True}, ["cls", "mean"]),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ["cls"]),
+        ({"pooling_mode": "cls"}, ["cls"]),
+        ({"pooling_mode": ["mean_sqrt_len", "max"]}, ["max", "mean_sqrt_len"]),
+    ],
+)
+def test_poolings_are_read_with_the_defaults_of_sentence_transformers(
+    tmp_path: Path, settings: dict[str, Any], expected: list[str]
+) -> None:
+    write_checkpoint("st-mean", tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    sentence = read_checkpoint(str(tmp_path), "x").spec.sentence
+    assert sentence is not None
+    assert sentence.poolings == expected
 
 
 @pytest.mark.parametrize(
@@ -293,15 +371,27 @@ def test_another_kind_of_tokenizer_file_is_refused(tmp_path: Path) -> None:
             [{"type": "sentence_transformers.models.CLIPModel", "path": ""}],
             "the modules CLIPModel cannot",
         ),
-        ("modules.json", {}, "the modules  cannot be mapped"),
-        ("modules.json", [{"path": ""}], "modules.json: not a list of modules"),
+        ("modules.json", {}, r"modules\.json: '{}': input should be a valid list"),
+        ("modules.json", [{"path": ""}], r"modules\.json: 0\.type="),
+        (
+            "modules.json",
+            [{"type": "x.Transformer", "path": "../out"}],
+            r"the module path '\.\./out' is not in that folder",
+        ),
+        ("modules.json", [{"type": "x.Transformer", "path": "/etc"}], "the module path '/etc' is not in that folder"),
         ("1_Pooling/config.json", {"pooling_mode_lasttoken": True}, "the pooling lasttoken cannot be mapped"),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "the pooling of nothing cannot be mapped"),
+        ("1_Pooling/config.json", {"pooling_mode": []}, "the pooling of nothing cannot be mapped"),
+        ("1_Pooling/config.json", {"pooling_mode": 5}, "pooling_mode"),
+        ("2_Dense/config.json", {**DENSE, "activation_function": "torch.nn.ReLU"}, "a dense layer with ReLU"),
+        ("2_Dense/config.json", {**DENSE, "use_residual": True}, "a residual or other inputs cannot be mapped"),
         (
             "2_Dense/config.json",
-            {"activation_function": "torch.nn.modules.activation.ReLU"},
-            "the activation ReLU cannot",
+            {**DENSE, "module_input_name": "token_embeddings"},
+            "a residual or other inputs cannot",
         ),
-        ("2_Dense/config.json", {"in_features": 3, "out_features": 4}, "are not those of config.json"),
+        ("2_Dense/config.json", {**DENSE, "in_features": 3}, "are not those of config.json"),
+        ("2_Dense/config.json", {**DENSE, "bias": False}, "are not those of config.json"),
     ],
 )
 def test_modules_that_cannot_be_mapped_are_refused(tmp_path: Path, file: str, content: Any, message: str) -> None:

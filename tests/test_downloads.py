@@ -1,5 +1,6 @@
 """downloads.py: handles become local folders, or one line on what to try; the caches stay usable."""
 
+import errno
 import http.server
 import io
 import os
@@ -91,6 +92,8 @@ def packed(directory: str) -> bytes:
         ("runs/quora", False),
         ("/models/bert/1", False),
         ("bert-base-cased", False),
+        ("./bert/1", False),
+        ("../models/bert/3", False),
     ],
 )
 def test_handles_are_told_from_folders(source: str, expected: bool) -> None:
@@ -287,6 +290,21 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     server.answer = sends(packed(tiny_paths.encoder))
     with pytest.raises(DataError, match=r"encoder=http.*/tiny: cannot be (stored|downloaded)"):
         download("encoder", f"{server.url}/tiny")
+
+
+def test_a_full_disk_is_not_called_a_network_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: str) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(model_download=full))
+    with pytest.raises(DataError, match=r"cannot be stored \(.*No space left on device\); make room there"):
+        download("encoder", "a/b/tensorFlow2/c/1")
+
+
+def test_a_mistyped_folder_that_looks_like_a_handle_is_called_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_from_url", lambda url: socket.create_connection(("127.0.0.1", 9)))
+    with pytest.raises(DataError, match="encoder=runs/bert/1: no such folder, and as a handle it cannot be downloaded"):
+        download("encoder", "runs/bert/1")
 
 
 def test_a_damaged_copy_in_the_hubs_cache_is_named(server: Server, tmp_path: Path, tiny_paths: EncoderPaths) -> None:

@@ -20,11 +20,11 @@ from data import pack
 from encoders import find_encoder
 from known_encoders import DEFAULT_ENCODER, KNOWN
 from preprocessor import build_preprocessor
-from spec import EncoderPaths, Tokenization, read_spec
+from spec import EncoderPaths, full_tokenizer, read_spec
 from vocabulary import read_vocab
 
 REFERENCE = np.load(ROOT / "tests" / "reference" / "all_minilm_l6_v2.npz")
-UNCASED = Tokenization(lower_case=True, strip_accents=True, split_ideographs=True, max_word_length=400)
+UNCASED = full_tokenizer(lower_case=True)
 
 
 def test_ids_and_outputs_agree_with_pytorch_on_the_original_files(minilm_paths: EncoderPaths) -> None:
@@ -86,6 +86,10 @@ def test_an_encoder_is_built_once_and_then_found(
     assert capsys.readouterr().out == ""
 
 
+def entries(cache: Path) -> list[Path]:
+    return [path for path in cache.iterdir() if path.name != ".lock"]
+
+
 def test_two_processes_that_start_together_both_get_the_whole_result(tmp_path: Path, tiny_encoder: str) -> None:
     program = f"""
 import os; os.environ["HUBTUNE_CACHE"] = {str(tmp_path)!r}
@@ -101,7 +105,7 @@ print(hub.load(paths.preprocessor).tokenize(tf.constant(["it is good"])).shape[0
     outputs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert [output.splitlines()[-1] for output in outputs] == ["1", "1"]
-    assert len(list(tmp_path.iterdir())) == 1  # no temporary left
+    assert len(entries(tmp_path)) == 1  # no temporary left
 
 
 def test_an_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +118,7 @@ def test_an_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(encoders, "_export", lambda directory, checkpoint: interrupted(directory))
     with pytest.raises(KeyboardInterrupt):
         encoders.default_encoder()
-    assert list(tmp_path.iterdir()) == []
+    assert entries(tmp_path) == []
 
 
 def test_what_a_killed_build_left_does_not_break_the_next(tmp_path: Path, tiny_encoder: str) -> None:
@@ -128,11 +132,11 @@ find_encoder(Config(data="-", encoder={tiny_encoder!r}))
 """
     killed = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
     assert killed.returncode == -9
-    [left] = tmp_path.iterdir()
-    assert left.name.startswith(".unfinished-")
+    [left] = entries(tmp_path)
+    assert ".unfinished-" in left.name
     whole = program.replace("preprocessor.save_keras", "unused")
     subprocess.run([sys.executable, "-c", whole], cwd=ROOT, check=True, capture_output=True)
-    [entry] = tmp_path.iterdir()
+    [entry] = entries(tmp_path)
     hub.load(str(entry))
 
 
@@ -148,7 +152,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     monkeypatch.setattr(tf_keras.Model, "save", full)
     with pytest.raises(DataError, match=r"cannot build preprocessor.*No space left on device.*set HUBTUNE_CACHE"):
         find_encoder(Config(data="-", encoder=tiny_encoder))
-    assert list(tmp_path.iterdir()) == []
+    assert entries(tmp_path) == []
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +242,17 @@ def test_list_shows_what_is_known_and_what_is_cached(
     assert re.search(rf"{Path(minilm_paths.encoder).name} +9\d\.\d MB +encoder, from all-MiniLM-L6-v2", output)
 
 
+def test_list_goes_on_past_a_record_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HUBTUNE_CACHE", str(tmp_path))
+    (tmp_path / "broken" / "assets.extra").mkdir(parents=True)
+    (tmp_path / "broken" / "assets.extra" / "encoder.json").write_text("{")
+    code, output = run_command(capsys, "list")
+    assert code == 0
+    assert re.search(r"broken +0\.0 MB  cannot be read: remove it", output)
+
+
 def test_list_loads_no_tensorflow() -> None:
     program = "import sys, encoders; encoders.main(['list']); assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
@@ -316,7 +331,8 @@ def test_verify_with_a_file_that_is_no_reference_is_one_line(
 ) -> None:
     path = tmp_path / "reference.npz"
     if content is None:
-        np.savez(path, other=np.zeros(3))
+        ids = np.zeros(3, np.int32)
+        np.savez(path, texts=["a", "b", "c"], input_word_ids=ids, input_mask=ids, input_type_ids=ids)
     else:
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"reference\.npz: not a reference"):

@@ -32,6 +32,7 @@ ALLOWED = {
         "encoder_checks",
         "known_encoders",
         "preprocessor",
+        "runtime",
         "spec",
         "vocabulary",
     },

@@ -15,7 +15,7 @@ from config import Config
 from data import Tokens, pack, tokenize
 from model import build_classifier
 from preprocessor import build_preprocessor
-from spec import EncoderPaths, Tokenization
+from spec import EncoderPaths, full_tokenizer
 
 TEXT_COLUMNS = {
     "goemotions_dev.csv": ["text"],
@@ -65,7 +65,7 @@ def preprocessor(
     if request.param == "uncased":
         return minilm_paths.preprocessor
     directory = str(tmp_path_factory.mktemp("preprocessor") / "cased")
-    cased = Tokenization(lower_case=False, strip_accents=False, split_ideographs=True, max_word_length=400)
+    cased = full_tokenizer(lower_case=False)
     build_preprocessor(directory, _vocab_file(minilm_paths), cased)
     return directory
 

@@ -1,4 +1,4 @@
-"""Makes the .npz files beside this one: what PyTorch computes from Hugging Face checkpoints, for twenty texts.
+"""Makes the .npz files beside this one: what PyTorch computes from Hugging Face checkpoints, for some twenty texts.
 
 Needs `pip install torch transformers sentence-transformers ml_dtypes` (the stored files were made with torch 2.13.0,
 transformers 5.23.0 and sentence-transformers 6.2.0, float32, CPU). The families of checkpoints.py, each into NAME.npz,
@@ -44,6 +44,13 @@ TEXTS = [
     "한국어 ガイド",
     "“Quotes” – dashes — and it’s done",
     "zero\u200bwidth, soft\u00adhyphen and no\u00a0break",
+]
+# Where Hugging Face's tokenizer is not Model Garden's FullTokenizer, whose ids the embedded encoder has.
+FAMILY_TEXTS = [
+    *TEXTS,
+    "\uf0b7item, private use",
+    "ΟΔΟΣ ΣΑΣ Σ",
+    f"{'b' * 101} {'a' * 100}",
 ]
 STORED_VALUES = 16_000  # of sequence_output, to keep the files small
 
@@ -100,7 +107,7 @@ def main() -> None:
     for name in NAMES:
         with tempfile.TemporaryDirectory() as directory:
             write_checkpoint(name, Path(directory))
-            arrays = make_reference(Path(directory), TEXTS, args.max_seq_length)
+            arrays = make_reference(Path(directory), FAMILY_TEXTS, args.max_seq_length)
         np.savez_compressed(Path(__file__).with_name(f"{name}.npz"), **shorten(arrays))
 
 
