@@ -110,8 +110,8 @@ class EncoderSpec(_Record):
         return embeddings + self.num_layers * layer + (width * width + width if self.pooler else 0)
 
 
-def read_record(path: Path, kind: type[Record]) -> Record:
-    """Reads a JSON file into a pydantic model.
+def read_record(path: Path, kind: type[Record], remedy: str = "get the file again") -> Record:
+    """Reads a JSON file into a pydantic model; `remedy` ends the message where it cannot be.
 
     Raises:
         DataError: the file is missing, not JSON, or a key of it has a value that it cannot have.
@@ -124,10 +124,10 @@ def read_record(path: Path, kind: type[Record]) -> Record:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise DataError(
-            f"{path}: {where + '=' if where else ''}{str(problem['input'])[:60]!r}: {problem['msg'].lower()}; get the file again"
+            f"{path}: {where + '=' if where else ''}{str(problem['input'])[:60]!r}: {problem['msg'].lower()}; {remedy}"
         ) from None
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); get the file again") from None
+        raise DataError(f"{path}: not valid JSON ({error}); {remedy}") from None
 
 
 def write_spec(directory: str, spec: EncoderSpec) -> None:
@@ -146,7 +146,4 @@ def read_spec(directory: str) -> EncoderSpec | None:
     path = Path(directory, "assets.extra", _FILE)
     if not path.is_file():
         return None
-    try:
-        return read_record(path, EncoderSpec)
-    except DataError as error:
-        raise DataError(f"{error}: remove {directory}, and build or convert it again") from None
+    return read_record(path, EncoderSpec, remedy=f"remove {directory}, and build or convert it again")
