@@ -138,17 +138,22 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tiny_paths: Encode
 
 
 def test_early_stopping_restores_the_best_weights(
-    tiny_paths: EncoderPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At this rate the model overfits at once, so that later epochs are worse than the best."""
+    """The validation rows contradict the training rows, so that what is learnt makes later epochs worse than the best."""
+    rows = [("it is good", "pos"), ("it was the worst", "neg")] * 20
+    swapped = tmp_path / "swapped.csv"
+    swapped.write_text("text,label\nit is good,neg\nit was the worst,pos\n", encoding="utf-8")
     config = settings(
         tiny_paths,
         tmp_path,
+        data=table(rows),
+        valid_data=str(swapped),
+        valid_split=None,
         epochs=12,
         learning_rate=1e-2,
         early_stopping_patience=2,
         monitor="val_loss",
-        valid_split=0.3,
     )
     result = train(config)
     history = pd.read_csv(tmp_path / "run" / "history.csv")
