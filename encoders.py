@@ -153,8 +153,10 @@ def _default_checkpoint() -> Checkpoint:
 
 def _converted(checkpoint: Checkpoint) -> str:
     """Returns the directory of a checkpoint's encoder, converted on first use."""
-    source = checkpoint.spec.source.removeprefix("hf:").rstrip("/").replace("@", "/")
-    name = f"{'-'.join(source.split('/')[-2:])}-{hash_files(checkpoint.files)}-{_BUILD}"
+    source = checkpoint.spec.source
+    is_name = source.startswith("hf:")
+    parts = source[3:].replace("@", "/").split("/") if is_name else Path(source).expanduser().absolute().parts
+    name = f"{'-'.join(parts[-2:])}-{hash_files(checkpoint.files)}-{_BUILD}"
     return build_once(name, lambda directory: _export(directory, checkpoint))
 
 
