@@ -355,3 +355,21 @@ def test_a_trained_run_is_the_encoder_of_another(
     assert (read_spec(paths.encoder) is None) == (encoder_mode == "hub" and not known)
     second = train(Config(**settings, encoder=str(moved), run_name="second"))
     assert second.metrics["encoder"] == str(moved)
+
+
+def test_an_opened_encoder_learns_what_the_hub_layer_learns(tmp_path: Path, vocab_file: str) -> None:
+    """Dropout left out, as its random numbers are other ones."""
+    vocab = read_vocab(vocab_file)
+    spec = tiny_spec(len(vocab), hidden_dropout=0.0, attention_dropout=0.0)
+    export_bert(str(tmp_path / "still"), spec, vocab, ((v.name[:-2], v.numpy()) for v in build_bert(spec).variables))
+    paths = find_encoder(Config(data="-", encoder=str(tmp_path / "still")))
+    after = []
+    for encoder_mode in ("hub", "opened"):
+        classifier = build(paths, encoder_mode=encoder_mode, dropout=0.0)
+        for _ in range(3):
+            train_once(classifier, paths, learning_rate=1e-3)
+        after.append({v.name: v.numpy() for v in classifier.token_model.variables if v.dtype == tf.float32})
+    assert after[0].keys() == after[1].keys()
+    for name, value in after[0].items():
+        # Adam makes steps of full size of gradients that are nothing but rounding, as the key's bias has.
+        np.testing.assert_allclose(value, after[1][name], atol=0.01 if "key/bias" in name else 2e-5, err_msg=name)
