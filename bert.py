@@ -22,12 +22,11 @@ from google.protobuf.message import DecodeError
 from official.nlp.modeling import networks
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from cache import build_once, hash_files
+from cache import build_once, hash_saved_model
 from config import DataError
 from preprocessor import save_keras, write_vocab
 from spec import EncoderSpec, SentenceVector, Tokenization, full_tokenizer, read_spec, write_spec
 
-INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
 _EMBEDDING_LAYERS = (
     "word_embeddings",
     "position_embedding",
@@ -35,7 +34,7 @@ _EMBEDDING_LAYERS = (
     "embeddings/layer_norm",
     "embedding_projection",
 )
-_TOLERANCE = 1e-5  # largest difference of an opened encoder's outputs from the hub's
+TOLERANCE = 1e-5  # largest difference of an opened encoder's outputs from the hub's
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _BUILD = 1  # raise it when what is proven of hub encoders changes
 
@@ -277,9 +276,8 @@ def open_encoder(directory: str) -> tuple[EncoderSpec, dict[str, np.ndarray]]:
     spec = read_spec(directory)
     if spec is None:
         shape = _spec_by_shapes(directory, weights)
-        files = [os.path.join(directory, name) for name in ("saved_model.pb", "variables/variables.index")]
         proof = build_once(
-            f"opened-{hash_files(files)}-{_BUILD}",
+            f"opened-{hash_saved_model(directory)}-{_BUILD}",
             lambda target: write_spec(target, _prove(directory, shape, weights)),
         )
         proven = read_spec(proof)
@@ -352,26 +350,32 @@ def stored_tokenization(directory: str) -> Tokenization | None:
 def _prove(directory: str, shape: EncoderSpec, weights: dict[str, np.ndarray]) -> EncoderSpec:
     """Finds the activation by which a BertEncoder gives the hub encoder's outputs."""
     differences = {}
-    for activation in _ACTIVATIONS:
-        spec = shape.model_copy(update={"activation": activation})
-        model = build_bert(spec)
-        try:
-            assign(model, weights.items())
-        except DataError as error:
-            raise CannotOpen(str(error)) from error
-        try:
-            differences[activation] = largest_difference(directory, model, spec)
-        except (ValueError, TypeError, KeyError, AttributeError, OSError, tf.errors.OpError) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise CannotOpen(f"it does not run as TF-Hub's BERT encoders do: {reason}") from error
-        if differences[activation] <= _TOLERANCE:
-            return spec
+    try:
+        inputs, theirs = _probe(directory, shape)
+        for activation in _ACTIVATIONS:
+            spec = shape.model_copy(update={"activation": activation})
+            model = build_bert(spec)
+            try:
+                assign(model, weights.items())
+            except DataError as error:
+                raise CannotOpen(str(error)) from error
+            differences[activation] = _difference(model, inputs, theirs)
+            if differences[activation] <= TOLERANCE:
+                return spec
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise CannotOpen(f"it does not run as TF-Hub's BERT encoders do: {reason}") from error
     raise CannotOpen(f"a BertEncoder with its weights differs from it by {min(differences.values()):.1g}")
 
 
 def largest_difference(directory: str, model: tf_keras.Model, spec: EncoderSpec) -> float:
     """Largest difference of an opened encoder's outputs from the hub encoder's, over random inputs of many lengths, as a
     share of the largest output where that is above 1. On the CPU, as GPUs round float32 products."""
+    return _difference(model, *_probe(directory, spec))
+
+
+def _probe(directory: str, spec: EncoderSpec) -> tuple[dict[str, tf.Tensor], dict[str, np.ndarray]]:
+    """Random inputs of many lengths, and the hub encoder's outputs for them."""
     random = np.random.default_rng(0)
     lengths = random.integers(1, min(spec.max_positions, 48) + 1, 16)
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int32)
@@ -381,10 +385,16 @@ def largest_difference(directory: str, model: tf_keras.Model, spec: EncoderSpec)
             "input_mask": tf.constant(mask),
             "input_type_ids": tf.constant(random.integers(0, spec.type_vocab_size, mask.shape) * mask, tf.int32),
         }
-        theirs, ours = hub.load(directory)(inputs, training=False), tf.function(model)(inputs, training=False)
+        outputs = hub.load(directory)(inputs, training=False)
+    return inputs, {name: np.asarray(outputs[name]) for name in ("sequence_output", "pooled_output", "default")}
+
+
+def _difference(model: tf_keras.Model, inputs: dict[str, tf.Tensor], theirs: dict[str, np.ndarray]) -> float:
+    with tf.device("/cpu:0"):
+        ours = tf.function(model)(inputs, training=False)
     differences = []
-    for name in ("sequence_output", "pooled_output", "default"):
-        rows = mask.astype(bool) if name == "sequence_output" else ...
-        wanted, found = np.asarray(theirs[name])[rows], np.asarray(ours[name])[rows]
+    for name, outputs in theirs.items():
+        rows = inputs["input_mask"].numpy().astype(bool) if name == "sequence_output" else ...
+        wanted, found = outputs[rows], np.asarray(ours[name])[rows]
         differences.append(float(np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max())))
     return max(differences)

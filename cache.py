@@ -80,6 +80,11 @@ def hash_files(paths: Iterable[str | Path], settings: str = "") -> str:
     return total.hexdigest()[:12]
 
 
+def hash_saved_model(directory: str) -> str:
+    """A short hash of a SavedModel's graph and weights; the index of the variables holds a checksum of each."""
+    return hash_files(os.path.join(directory, name) for name in ("saved_model.pb", "variables/variables.index"))
+
+
 def size_of(directory: str | Path) -> int:
     """Bytes of all files below a directory."""
     total = 0

@@ -155,8 +155,10 @@ def read_checkpoint(directory: str, source: str) -> Checkpoint:
         tokenization=tokenization,
         sentence=modules.sentence,
     )
-    _check_shapes(spec, tensors)
-    notes = [*modules.notes, *_check_vocabulary(folder, vocab, spec), *_left_out(spec, tensors)]
+    heads = _check_shapes(spec, tensors)
+    notes = [*modules.notes, *_check_vocabulary(folder, vocab, spec)]
+    if heads:
+        notes.append(f"left out, as no part of the encoder: {', '.join(heads)}")
     if not spec.pooler:
         notes.append("it has no pooler: pooled_output is the plain [CLS] vector")
     files = [path for path in sorted(folder.iterdir()) if path.suffix in {".json", ".txt"}] + tensors.files
@@ -229,7 +231,8 @@ def _norm(ours: str, theirs: str, size: int) -> Iterator[tuple[str, str, tuple[i
     yield f"{ours}/beta", f"{theirs}.bias", (size,)
 
 
-def _check_shapes(spec: EncoderSpec, tensors: TensorFiles) -> None:
+def _check_shapes(spec: EncoderSpec, tensors: TensorFiles) -> list[str]:
+    """Refuses an encoder that is not whole or not BERT's; returns the parts of the checkpoint that are beside it."""
     wanted = {tensors.prefix + theirs: shape for _, theirs, shape in _places(spec)}
     missing = [name for name in wanted if name not in tensors.shapes]
     if missing:
@@ -242,14 +245,15 @@ def _check_shapes(spec: EncoderSpec, tensors: TensorFiles) -> None:
                 f"{tensors.folder}: the tensor {name} has the shape {tensors.shapes[name]}, config.json says {shape}; "
                 "one of the two files is another checkpoint's"
             )
-    known = {*wanted, *(tensors.prefix + name for name in _BUFFERS)}
+    others = tensors.shapes.keys() - wanted.keys() - {tensors.prefix + name for name in _BUFFERS}
     inside = tuple(tensors.prefix + part for part in _ENCODER_PARTS)
-    strange = [name for name in tensors.shapes if name not in known and name.startswith(inside)]
+    strange = sorted(name for name in others if name.startswith(inside))
     if strange:
         raise DataError(
             f"{tensors.folder}: the encoder holds {len(strange)} tensors that BERT has no place for, such as {strange[0]}; "
             "it cannot be mapped exactly"
         )
+    return sorted({name.split(".")[0] for name in others})
 
 
 def _check_vocabulary(folder: Path, vocab: list[str], spec: EncoderSpec) -> list[str]:
@@ -261,12 +265,6 @@ def _check_vocabulary(folder: Path, vocab: list[str], spec: EncoderSpec) -> list
             "the two are not of one checkpoint, get the files again"
         )
     return [f"{rows - tokens} rows of its embedding table belong to no token"] if tokens < rows else []
-
-
-def _left_out(spec: EncoderSpec, tensors: TensorFiles) -> list[str]:
-    used = {tensors.prefix + theirs for _, theirs, _ in _places(spec)} | {tensors.prefix + name for name in _BUFFERS}
-    heads = sorted({name.split(".")[0] for name in tensors.shapes.keys() - used})
-    return [f"left out, as no part of the encoder: {', '.join(heads)}"] if heads else []
 
 
 # sentence-transformers: which modules follow the transformer

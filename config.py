@@ -200,15 +200,19 @@ class Config(BaseModel):
             raise ValueError(
                 f"train_split={self.train_split} and valid_split={self.valid_split} are more than the whole: let them sum to 1"
             )
-        for key in OPENED_ONLY:
-            asked = getattr(self, key) != type(self).model_fields[key].default
-            if asked and self.encoder_mode == "hub":
+        for key in self.opened_only:
+            if self.encoder_mode == "hub":
                 raise ValueError(f"{key} needs an opened encoder: set encoder_mode to auto or opened")
-            if asked and not self.trainable:
+            if not self.trainable:
                 raise ValueError(f"{key} is about training the encoder, and trainable is false: leave one of them out")
         if self.early_stopping_patience and self.valid_data is None and self.valid_split == 0:
             raise ValueError("early_stopping_patience needs validation rows: set valid_data or valid_split")
         return self
+
+    @property
+    def opened_only(self) -> list[str]:
+        """The options that are set and that a hub layer cannot honour."""
+        return [key for key in OPENED_ONLY if getattr(self, key) != type(self).model_fields[key].default]
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `--config` reads back."""
@@ -319,6 +323,11 @@ def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
 
 def _help_formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.HelpFormatter(prog, max_help_position=32)
+
+
+def from_os_error(error: OSError) -> HubtuneError:
+    """What the operating system refused, in one line."""
+    return HubtuneError(f"{error.filename or 'cannot write'}: {error.strerror or error}")
 
 
 def fail(error: HubtuneError) -> NoReturn:

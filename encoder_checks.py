@@ -9,12 +9,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
 
-from bert import CannotOpen, assign, build_bert, largest_difference, open_encoder
+from bert import TOLERANCE, CannotOpen, assign, build_bert, largest_difference, open_encoder
 from config import DataError
 from data import INPUT_NAMES, pack
 from spec import EncoderPaths
 
-_TOLERANCE = 1e-5
 _TEXTS = [
     "Is anybody out there?!",
     "",
@@ -90,7 +89,7 @@ def _padding_changes_nothing(encoder: Any, preprocessor: Any) -> bool:
     )
     difference = float(np.abs(together - alone).max())
     return _say(
-        bool(np.isfinite(together).all()) and difference <= _TOLERANCE,
+        bool(np.isfinite(together).all()) and difference <= TOLERANCE,
         f"outputs are finite and the same alone as in a padded batch: largest difference {difference:.1e}",
     )
 
@@ -104,7 +103,7 @@ def _opened_is_equal(directory: str) -> bool:
     assign(model, weights.items())
     difference = largest_difference(directory, model, spec)
     return _say(
-        difference <= _TOLERANCE, f"opened, it gives the hub encoder's outputs: largest difference {difference:.1e}"
+        difference <= TOLERANCE, f"opened, it gives the hub encoder's outputs: largest difference {difference:.1e}"
     )
 
 
@@ -120,7 +119,7 @@ def _agrees_with(reference: dict[str, np.ndarray], encoder: Any, preprocessor: A
         wanted = reference[name]
         found = value[mask][: len(wanted)] if name == "sequence_output" else value
         difference = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float("inf")
-        results.append(_say(difference <= _TOLERANCE, f"{name} {wanted.shape}: largest difference {difference:.1e}"))
+        results.append(_say(difference <= TOLERANCE, f"{name} {wanted.shape}: largest difference {difference:.1e}"))
     return results
 
 

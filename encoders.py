@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from cache import build_once, build_whole, cache_directory, hash_files, size_of
+from cache import build_once, build_whole, cache_directory, hash_files, hash_saved_model, size_of
 from checkpoints import Checkpoint, is_checkpoint, read_checkpoint
-from config import CommandParser, Config, DataError, HubtuneError, fail
+from config import CommandParser, Config, DataError, HubtuneError, fail, from_os_error
 from downloads import download, is_handle
 from known_encoders import DEFAULT_ENCODER, KNOWN
 from spec import EncoderPaths, EncoderSpec, full_tokenizer, read_spec
@@ -196,7 +196,7 @@ def _trained_encoder(model: str) -> tuple[str, str]:
     import runtime
     from bert import export_bert, stored_weights
 
-    key = hash_files(os.path.join(model, name) for name in ("saved_model.pb", "variables/variables.index"))
+    key = hash_saved_model(model)
     spec = read_spec(model)
 
     def build_encoder(directory: str) -> None:
@@ -359,4 +359,4 @@ if __name__ == "__main__":
     except (HubtuneError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        fail(error if isinstance(error, HubtuneError) else DataError(f"{error.filename}: {error.strerror or error}"))
+        fail(error if isinstance(error, HubtuneError) else from_os_error(error))

@@ -8,7 +8,8 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 _HUGGING_FACE = {"style": "hugging_face", "max_word_length": 100}
 
 
-def _known(name: str, layers: int, width: int, vocabulary: int, cased: bool, **others: Any) -> EncoderSpec:
+def standard_bert(name: str, layers: int, width: int, vocabulary: int, cased: bool, **others: Any) -> EncoderSpec:
+    """BERT as published, of a given depth and width; `others` are fields of the spec that differ."""
     tokenization = full_tokenizer(lower_case=not cased)
     return EncoderSpec.model_validate(
         {
@@ -37,18 +38,18 @@ def _known(name: str, layers: int, width: int, vocabulary: int, cased: bool, **o
 KNOWN = {
     spec.source: spec
     for spec in (
-        _known(DEFAULT_ENCODER, 6, 384, 30522, cased=False, num_heads=12),
-        _known("tensorflow/small_bert/bert_en_uncased_L-2_H-128_A-2/2", 2, 128, 30522, cased=False),
-        _known("tensorflow/small_bert/bert_en_uncased_L-4_H-512_A-8/2", 4, 512, 30522, cased=False),
-        _known("tensorflow/bert_en_uncased_L-12_H-768_A-12/4", 12, 768, 30522, cased=False),
-        _known("tensorflow/bert_en_cased_L-12_H-768_A-12/4", 12, 768, 28996, cased=True),
-        _known("tensorflow/bert_multi_cased_L-12_H-768_A-12/4", 12, 768, 119547, cased=True),
-        _known("tensorflow/bert_en_uncased_L-24_H-1024_A-16/4", 24, 1024, 30522, cased=False),
-        _known("hf:google-bert/bert-base-uncased", 12, 768, 30522, cased=False),
-        _known("hf:google-bert/bert-base-cased", 12, 768, 28996, cased=True),
-        _known("hf:google-bert/bert-base-multilingual-cased", 12, 768, 119547, cased=True),
-        _known("hf:google-bert/bert-base-chinese", 12, 768, 21128, cased=True),
-        _known(
+        standard_bert(DEFAULT_ENCODER, 6, 384, 30522, cased=False, num_heads=12),
+        standard_bert("tensorflow/small_bert/bert_en_uncased_L-2_H-128_A-2/2", 2, 128, 30522, cased=False),
+        standard_bert("tensorflow/small_bert/bert_en_uncased_L-4_H-512_A-8/2", 4, 512, 30522, cased=False),
+        standard_bert("tensorflow/bert_en_uncased_L-12_H-768_A-12/4", 12, 768, 30522, cased=False),
+        standard_bert("tensorflow/bert_en_cased_L-12_H-768_A-12/4", 12, 768, 28996, cased=True),
+        standard_bert("tensorflow/bert_multi_cased_L-12_H-768_A-12/4", 12, 768, 119547, cased=True),
+        standard_bert("tensorflow/bert_en_uncased_L-24_H-1024_A-16/4", 24, 1024, 30522, cased=False),
+        standard_bert("hf:google-bert/bert-base-uncased", 12, 768, 30522, cased=False),
+        standard_bert("hf:google-bert/bert-base-cased", 12, 768, 28996, cased=True),
+        standard_bert("hf:google-bert/bert-base-multilingual-cased", 12, 768, 119547, cased=True),
+        standard_bert("hf:google-bert/bert-base-chinese", 12, 768, 21128, cased=True),
+        standard_bert(
             "hf:distilbert/distilbert-base-uncased",
             6,
             768,
@@ -58,7 +59,7 @@ KNOWN = {
             pooler=False,
             segments=False,
         ),
-        _known("hf:sentence-transformers/all-MiniLM-L12-v2", 12, 384, 30522, cased=False, num_heads=12),
-        _known("hf:BAAI/bge-small-en-v1.5", 12, 384, 30522, cased=False, num_heads=12),
+        standard_bert("hf:sentence-transformers/all-MiniLM-L12-v2", 12, 384, 30522, cased=False, num_heads=12),
+        standard_bert("hf:BAAI/bge-small-en-v1.5", 12, 384, 30522, cased=False, num_heads=12),
     )
 }

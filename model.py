@@ -139,7 +139,7 @@ def load_encoder(config: Config, path: str) -> Encoder:
         spec, weights = open_encoder(path)
     except CannotOpen as error:
         asked = ["encoder_mode=opened"] if config.encoder_mode == "opened" else []
-        asked += [name for name in OPENED_ONLY if getattr(config, name) != Config.model_fields[name].default]
+        asked += config.opened_only
         if asked:
             raise ConfigError(
                 f"{', '.join(asked)}: the encoder {path} cannot be opened ({error}); as a hub layer it cannot honour that"

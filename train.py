@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import Config, ConfigError, HubtuneError, fail, parse_command_line
+from config import Config, ConfigError, HubtuneError, fail, from_os_error, parse_command_line
 
 if __name__ == "__main__":  # before TensorFlow loads: --help and a mistyped key answer at once
     try:
@@ -379,7 +379,7 @@ def _explain(error: Exception) -> HubtuneError:
     if isinstance(error, HubtuneError):
         return error
     if isinstance(error, OSError):
-        return HubtuneError(f"{error.filename or 'cannot write'}: {error.strerror or error}")
+        return from_os_error(error)
     reason = " ".join(re.sub(r"\{\{.*?\}\}", "", str(error)).split())
     if "No space left" in reason:
         return HubtuneError(f"the disk is full: make room or choose another folder ({reason[:200]})")

@@ -30,8 +30,8 @@ from official.nlp.tools import export_tfhub_lib
 from bert import build_bert, export_bert
 from config import Config
 from encoders import default_encoder, find_encoder
-from known_encoders import DEFAULT_ENCODER
-from spec import EncoderPaths, EncoderSpec, full_tokenizer
+from known_encoders import DEFAULT_ENCODER, standard_bert
+from spec import EncoderPaths, EncoderSpec
 from vocabulary import read_vocab
 
 ROOT = Path(__file__).parent.parent
@@ -70,26 +70,8 @@ def vocab_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def tiny_spec(vocab_size: int, **changes: object) -> EncoderSpec:
     """A 2-layer, 16-wide BERT, uncased, 64 positions."""
-    values: dict[str, object] = {
-        "family": "bert",
-        "source": "tiny",
-        "vocab_size": vocab_size,
-        "hidden_size": 16,
-        "num_layers": 2,
-        "num_heads": 2,
-        "intermediate_size": 32,
-        "embedding_size": 16,
-        "max_positions": 64,
-        "type_vocab_size": 2,
-        "activation": "gelu",
-        "layer_norm_epsilon": 1e-12,
-        "hidden_dropout": 0.1,
-        "attention_dropout": 0.1,
-        "pooler": True,
-        "segments": True,
-        "tokenization": full_tokenizer(lower_case=True),
-    }
-    return EncoderSpec.model_validate({**values, **changes})
+    tiny = {"num_heads": 2, "intermediate_size": 32, "max_positions": 64, **changes}
+    return standard_bert("tiny", 2, 16, vocab_size, cased=False, **tiny)
 
 
 @pytest.fixture(scope="session")

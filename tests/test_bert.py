@@ -16,6 +16,7 @@ from test_model import build, inputs_of, train_once
 import bert
 from bert import CannotOpen, assign, build_bert, export_bert, largest_difference, open_encoder, twin
 from config import Config, ConfigError, DataError
+from data import INPUT_NAMES
 from encoders import find_encoder
 from spec import EncoderPaths, EncoderSpec, SentenceDense, SentenceVector, full_tokenizer, read_spec
 from train import train
@@ -141,7 +142,7 @@ def test_options_of_opened_encoders_are_refused_where_they_mean_nothing(tiny_pat
 @pytest.fixture
 def strange_encoder(tiny_paths: EncoderPaths, tmp_path: Path) -> str:
     """A hub encoder with the interface of BERT, and other insides."""
-    ids = {name: tf_keras.Input(shape=(None,), dtype=tf.int32, name=name) for name in bert.INPUT_NAMES}
+    ids = {name: tf_keras.Input(shape=(None,), dtype=tf.int32, name=name) for name in INPUT_NAMES}
     sequence = tf_keras.layers.Embedding(1000, 16, name="word_embeddings")(ids["input_word_ids"])
     outputs = {"sequence_output": sequence, "pooled_output": sequence[:, 0], "default": sequence[:, 0]}
     tf_keras.Model(ids, outputs).save(str(tmp_path / "strange"), save_format="tf", include_optimizer=False)
@@ -202,7 +203,7 @@ def test_sentence_vectors_are_saved_and_opened(tmp_path: Path) -> None:
     export_bert(str(tmp_path / "st"), spec, None, ((v.name[:-2], v.numpy()) for v in source.variables))
     model, read = opened(str(tmp_path / "st"))
     assert read == spec
-    inputs = {name: tf.constant([[7, 3, 2], [5, 1, 0]]) for name in bert.INPUT_NAMES}
+    inputs = {name: tf.constant([[7, 3, 2], [5, 1, 0]]) for name in INPUT_NAMES}
     inputs["input_mask"], inputs["input_type_ids"] = tf.constant([[1, 1, 1], [1, 1, 0]]), tf.zeros([2, 3], tf.int32)
     outputs = source(inputs)
     sequence = outputs["sequence_output"].numpy()
@@ -230,9 +231,9 @@ def test_a_proof_that_cannot_be_made_leaves_a_hub_layer_or_one_line(
         loaded = hub.load(published_encoder)
         module = tf.Module()
         module.kept = loaded.variables
-        specs = [tf.TensorSpec([None, None], tf.int32, name=name) for name in bert.INPUT_NAMES]
+        specs = [tf.TensorSpec([None, None], tf.int32, name=name) for name in INPUT_NAMES]
         if damage == "list signature":
-            module.__call__ = tf.function(lambda x: loaded(dict(zip(bert.INPUT_NAMES, x, strict=True))), [specs])
+            module.__call__ = tf.function(lambda x: loaded(dict(zip(INPUT_NAMES, x, strict=True))), [specs])
         elif damage == "no default":
             signature = [{spec.name: spec for spec in specs}, tf.TensorSpec([], tf.bool, name="training")]
 
