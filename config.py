@@ -43,6 +43,20 @@ def _split_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _join_commas(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _weights(value: Any) -> Any:
+    """A mapping as text, as the command line and sweeps give it, and labels that YAML reads as numbers, become a dict."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError("is not a mapping such as {spam: 5, ham: 1}") from None
+    return {str(label): weight for label, weight in value.items()} if isinstance(value, dict) else value
+
+
 OPENED_ONLY = ("freeze_layers", "encoder_dropout", "layer_decay")  # what a hub layer cannot honour
 
 Share = Annotated[float, Field(ge=0)]
@@ -61,7 +75,23 @@ class Config(BaseModel):
     valid_data: str | None = Field(None, description="table with the validation rows, instead of a split of `data`")
     test_data: str | None = Field(None, description="table that is only scored, once, after training")
     text_column: str = Field("text", description="column with the texts")
-    label_column: str = Field("label", description="column with the labels: strings or integers")
+    text_pair_column: str | None = Field(
+        None, description="column with the second text of each row, for sentence pairs"
+    )
+    label_column: Annotated[str, BeforeValidator(_join_commas)] = Field(
+        "label",
+        description="column with the labels: strings, integers, or lists of them; or several columns of 0 and 1, one per label, "
+        "separated by commas",
+    )
+    label_separator: str | None = Field(
+        None,
+        min_length=1,
+        description="what stands between the labels of one row, as in joy|love; null: one label a row",
+    )
+    task: Literal["auto", "binary", "multiclass", "multilabel"] = Field(
+        "auto",
+        description="auto: multilabel if a row has several labels or none, binary for two labels, else multiclass",
+    )
     train_split: Share | None = Field(
         None, description="training rows of `data`: a fraction below 1 or a count; null: all that valid_split leaves"
     )
@@ -132,13 +162,37 @@ class Config(BaseModel):
     warmup_ratio: float = Field(
         0.1, ge=0, le=1, description="share of the steps with a rising rate, before it falls linearly to 0"
     )
+    gradient_accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="parts of batch_size rows whose gradients are added up for one step; memory for one part is enough",
+    )
+    class_weight: Annotated[
+        Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_weights)
+    ] = Field(
+        "none",
+        description="weight of a row in the loss by its label: none; balanced: rare labels as much as frequent ones; "
+        "or {label: weight}, 1 for labels not named",
+    )
+    loss: Literal["cross_entropy", "focal"] = Field(
+        "cross_entropy", description="focal: rows that the model already has right count less"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target that is spread over all labels; 0: none"
+    )
+    oversampling: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="rare labels' rows are drawn again, newly each epoch, up to this share of the most frequent label's; 0: off",
+    )
     early_stopping_patience: int = Field(
         0,
         ge=0,
         description="stop after so many epochs without a better `monitor`, keep the best weights; 0: keep the last",
     )
-    monitor: Literal["val_loss", "val_accuracy", "val_macro_f1", "val_f1", "val_average_precision"] = Field(
-        "val_macro_f1", description="validation metric that early stopping and the best weights go by"
+    monitor: Literal["val_loss", "val_accuracy", "val_macro_f1", "val_micro_f1", "val_f1", "val_average_precision"] = (
+        Field("val_macro_f1", description="validation metric that early stopping and the best weights go by")
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="arithmetic of the training step; auto: what the CPU or GPU has in hardware"
@@ -188,8 +242,12 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> "Config":
-        if self.text_column == self.label_column:
-            raise ValueError(f"text_column and label_column are both {self.text_column!r}: name two columns")
+        columns = {"text_column": self.text_column, "text_pair_column": self.text_pair_column}
+        for key, column in columns.items():
+            if column in {self.label_column, *self.label_column.split(",")}:
+                raise ValueError(f"{key} and label_column are both {column!r}: name two columns")
+        if self.text_column == self.text_pair_column:
+            raise ValueError(f"text_column and text_pair_column are both {self.text_column!r}: name two columns")
         if self.valid_data is not None and self.valid_split:
             raise ValueError("valid_data and valid_split both say where validation rows come from: set one of them")
         if (

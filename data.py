@@ -39,16 +39,22 @@ class Tokens:
         """Tokens per text, int64 [N]."""
         return np.diff(self.offsets)
 
+    def take(self, rows: np.ndarray) -> "Tokens":
+        """The tokens of some texts, in that order."""
+        pieces = _places(self, rows)
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])])
+        return Tokens(self.word_ids[pieces], self.type_ids[pieces], offsets, 0)
 
-def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int) -> Tokens:
-    """Turns texts into token ids with a TF-Hub preprocessor, a block of rows per `tf.py_function` call.
+
+def tokenize(texts: list[str], pairs: list[str] | None, preprocessor: Any, max_seq_length: int) -> Tokens:
+    """Turns texts, or pairs of them, into token ids with a TF-Hub preprocessor, a block of rows per `tf.py_function` call.
 
     The preprocessor's own `tokenize` and `bert_pack_inputs` are called, the very ones that the exported model carries, so
     training and serving cannot see different ids.
     """
 
-    def encode(block: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        packed, num_tokens = pack(preprocessor, block, max_seq_length)
+    def encode(*block: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        packed, num_tokens = pack(preprocessor, list(block), max_seq_length)
         real = tf.cast(packed["input_mask"], tf.bool)
         num_cut = tf.math.count_nonzero(num_tokens > max_seq_length)
         lengths = tf.reduce_sum(packed["input_mask"], axis=1)
@@ -59,11 +65,13 @@ def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int) -> Tokens
             num_cut,
         )
 
+    segments = [texts] if pairs is None else [texts, pairs]
+    columns = tuple(np.array([text.encode() for text in segment], dtype=object) for segment in segments)
     with tf.device("/cpu:0"):
         blocks = (
-            tf.data.Dataset.from_tensor_slices(np.array([text.encode() for text in texts], dtype=object))
+            tf.data.Dataset.from_tensor_slices(columns)
             .batch(_TOKENIZE_ROWS)
-            .map(lambda block: tf.py_function(encode, [block], [tf.int32, tf.int32, tf.int32, tf.int64]))
+            .map(lambda *block: tf.py_function(encode, block, [tf.int32, tf.int32, tf.int32, tf.int64]))
             .prefetch(tf.data.AUTOTUNE)
         )
         word_ids, type_ids, lengths, num_cut = zip(*blocks.as_numpy_iterator(), strict=True)
@@ -71,42 +79,65 @@ def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int) -> Tokens
     return Tokens(np.concatenate(word_ids), np.concatenate(type_ids), offsets, int(sum(num_cut)))
 
 
-def pack(preprocessor: Any, texts: tf.Tensor, max_seq_length: int) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """Runs a TF-Hub preprocessor on texts, string [N], padding to the longest of them.
+def pack(preprocessor: Any, segments: list[tf.Tensor], max_seq_length: int) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    """Runs a TF-Hub preprocessor on texts, or on the first and second texts of pairs, each string [N], padding to the
+    longest of the N. Of a pair that is too long the longer text is cut first.
+
+    Example: "one two", "three" -> [CLS] one two [SEP] three [SEP] with type ids 0 0 0 0 1 1.
 
     Returns:
-        The encoder's inputs, int32 [N, seq] with seq <= max_seq_length, and the tokens that each text has uncut,
+        The encoder's inputs, int32 [N, seq] with seq <= max_seq_length, and the tokens that each row has uncut,
         [CLS] and [SEP] included, int [N].
     """
-    tokens = preprocessor.tokenize(texts)  # (batch, (tokens)) or (batch, (words), (pieces))
-    if tokens.ragged_rank > 1:
-        tokens = tokens.merge_dims(1, -1)
-    num_tokens = tf.cast(tokens.row_lengths(), tf.int32) + 2
+    tokens = [
+        preprocessor.tokenize(texts) for texts in segments
+    ]  # each (batch, (tokens)) or (batch, (words), (pieces))
+    tokens = [each.merge_dims(1, -1) if each.ragged_rank > 1 else each for each in tokens]
+    num_tokens = tf.add_n([tf.cast(each.row_lengths(), tf.int32) + 1 for each in tokens]) + 1
     seq_length = tf.minimum(tf.reduce_max(tf.concat([num_tokens, [3]], axis=0)), max_seq_length)
-    return preprocessor.bert_pack_inputs([tokens], seq_length=seq_length), num_tokens
+    return preprocessor.bert_pack_inputs(tokens, seq_length=seq_length), num_tokens
 
 
-def train_batches(tokens: Tokens, labels: np.ndarray, batch_size: int, seed: int) -> tf.data.Dataset:
-    """Endless epochs of `(inputs, labels)` batches; `num_batches(tokens, batch_size)` of them are one epoch.
+def train_batches(
+    tokens: Tokens, targets: np.ndarray, batch_size: int, seed: int, draws: np.ndarray | None = None
+) -> tf.data.Dataset:
+    """Endless epochs of `(inputs, targets)` batches, `num_batches(rows, batch_size)` of them each.
 
-    Every epoch holds every row once, newly shuffled. Rows of similar length share a batch, because a batch is as long as
-    its longest row: the shuffled rows are sorted by length within pools of 64 batches, and the batches shuffled again.
+    Every epoch is newly shuffled. It holds every row once; or, with `draws`, row i `draws[i]` times on average, rounded up
+    or down anew each epoch, and `rows_per_epoch(draws)` in all. Rows of similar length share a batch, because a batch is as
+    long as its longest row: the shuffled rows are sorted by length within pools of 64 batches, and the batches shuffled
+    again.
     """
+    draws = np.ones(len(tokens)) if draws is None else draws
 
     def epochs() -> Iterator[np.ndarray]:
         epoch, lengths = 0, tokens.lengths
         while True:
             random = np.random.default_rng([_SHUFFLE_STREAM, seed, epoch])
-            rows = random.permutation(len(tokens))
+            rows = random.permutation(_draw(draws, random))
             pool = _POOL_BATCHES * batch_size
             for start in range(0, len(rows), pool):
                 part = rows[start : start + pool]
                 rows[start : start + pool] = part[np.argsort(lengths[part], kind="stable")]
-            for batch in random.permutation(num_batches(tokens, batch_size)):
+            for batch in random.permutation(num_batches(len(rows), batch_size)):
                 yield rows[batch * batch_size : (batch + 1) * batch_size]
             epoch += 1
 
-    return _padded(epochs, tokens).map(lambda rows, inputs: (inputs, tf.gather(labels, rows)))
+    return _padded(epochs, tokens).map(lambda rows, inputs: (inputs, tf.gather(targets, rows)))
+
+
+def rows_per_epoch(draws: np.ndarray) -> int:
+    """Rows in an epoch of `train_batches` with these draws."""
+    return round(float(draws.sum()))
+
+
+def _draw(draws: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Rows, each drawn as often as `draws` says, by systematic sampling: whole parts always, what is left by chance."""
+    order = random.permutation(len(draws))
+    total = rows_per_epoch(draws)
+    reached = np.cumsum(draws[order]) * (total / draws.sum())
+    reached[-1] = total  # whatever the sum's float error
+    return np.repeat(order, np.diff(np.floor(reached + random.random()), prepend=0).astype(np.int64))
 
 
 def score_batches(tokens: Tokens, batch_size: int) -> tf.data.Dataset:
@@ -120,9 +151,9 @@ def score_batches(tokens: Tokens, batch_size: int) -> tf.data.Dataset:
     return _padded(batches, tokens)
 
 
-def num_batches(tokens: Tokens, batch_size: int) -> int:
-    """Batches in one pass, the last partial one included."""
-    return math.ceil(len(tokens) / batch_size)
+def num_batches(num_rows: int, batch_size: int) -> int:
+    """Batches in one pass over so many rows, the last partial one included."""
+    return math.ceil(num_rows / batch_size)
 
 
 def _padded(batches: Callable[[], Iterator[np.ndarray]], tokens: Tokens) -> tf.data.Dataset:
@@ -149,10 +180,15 @@ def pad(tokens: Tokens, rows: np.ndarray) -> list[np.ndarray]:
     """
     lengths = tokens.offsets[rows + 1] - tokens.offsets[rows]
     mask = np.arange(lengths.max()) < lengths[:, None]
-    source = np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])
+    source = _places(tokens, rows)
     padded = []
     for values in (tokens.word_ids, tokens.type_ids):
         batch = np.zeros(mask.shape, dtype=np.int32)
         batch[mask] = values[source]
         padded.append(batch)
     return [padded[0], mask.astype(np.int32), padded[1]]
+
+
+def _places(tokens: Tokens, rows: np.ndarray) -> np.ndarray:
+    """Where the ids of some texts lie, one text after the other."""
+    return np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])

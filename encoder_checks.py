@@ -83,9 +83,9 @@ def _vocabulary_fits(encoder: Any, preprocessor: Any) -> bool:
 
 
 def _padding_changes_nothing(encoder: Any, preprocessor: Any) -> bool:
-    together = encoder(pack(preprocessor, tf.constant(_TEXTS), 128)[0], training=False)["pooled_output"].numpy()
+    together = encoder(pack(preprocessor, [tf.constant(_TEXTS)], 128)[0], training=False)["pooled_output"].numpy()
     alone = np.concatenate(
-        [encoder(pack(preprocessor, tf.constant([text]), 128)[0], training=False)["pooled_output"] for text in _TEXTS]
+        [encoder(pack(preprocessor, [tf.constant([text])], 128)[0], training=False)["pooled_output"] for text in _TEXTS]
     )
     difference = float(np.abs(together - alone).max())
     return _say(
@@ -110,7 +110,7 @@ def _opened_is_equal(directory: str) -> bool:
 def _agrees_with(reference: dict[str, np.ndarray], encoder: Any, preprocessor: Any) -> list[bool]:
     texts, mask = reference["texts"], reference["input_mask"].astype(bool)
     ids = {name: reference[name] for name in INPUT_NAMES}
-    inputs = pack(preprocessor, tf.constant([str(text) for text in texts]), mask.shape[1])[0]
+    inputs = pack(preprocessor, [tf.constant([str(text) for text in texts])], mask.shape[1])[0]
     made = {name: _widened(inputs[name].numpy(), mask.shape[1]) for name in INPUT_NAMES}
     same = np.all([(made[name] == ids[name]).all(axis=1) for name in INPUT_NAMES], axis=0)
     results = [_say(bool(same.all()), f"token ids: {same.sum():,} of {len(texts):,} texts are identical")]

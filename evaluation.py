@@ -7,12 +7,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    label_ranking_average_precision_score,
+    log_loss,
+)
 
 from data import Tokens, score_batches
+from examples import PREDICTION_COLUMNS, Examples
 from model import Classifier
-from tables import PREDICTION_COLUMNS, Examples
+from tasks import Task
 
+THRESHOLD = 0.5
 _SCORE_BATCH = 64
 
 
@@ -21,61 +29,82 @@ class Scorer:
 
     def __init__(self, classifier: Classifier) -> None:
         model = classifier.token_model
-        self._num_labels = len(classifier.labels)
+        self.task = classifier.task
         self._run = tf.function(
             lambda inputs: classifier.probabilities(model(inputs, training=False)), reduce_retracing=True
         )
 
     def probabilities(self, tokens: Tokens) -> np.ndarray:
         """Probabilities in the order of the tokens, float32 [N, K]."""
-        result = np.empty((len(tokens), self._num_labels), dtype=np.float32)
+        result = np.empty((len(tokens), len(self.task.labels)), dtype=np.float32)
         with runtime.graph_precision("float32"):
             for rows, inputs in score_batches(tokens, _SCORE_BATCH):
                 result[rows.numpy()] = self._run(inputs).numpy()
         return result
 
 
-def metrics(label_ids: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
-    """Metrics of probabilities, float32 [N, K], against label positions, int [N].
+def metrics(task: Task, targets: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
+    """Metrics of probabilities, float32 [N, K], against targets as `Task.targets` makes them, all by scikit-learn.
 
-    Binary tasks (K = 2) have `f1` and `average_precision` of the positive class, the last label; others have the macro
-    average of the classes' average precisions, over the classes that occur.
+    `average_precision` is that of the positive class in binary tasks, else the mean over the labels that occur. Multi-label
+    tasks: `loss` is the mean over rows and labels, `accuracy` the share of rows whose labels are all right.
     """
-    num_labels = probabilities.shape[1]
-    predicted = decide(probabilities, threshold)
-    exact = probabilities.astype(np.float64)
+    predicted = decide(task, probabilities, threshold)
     scores = {
-        "loss": log_loss(label_ids, exact / exact.sum(axis=1, keepdims=True), labels=range(num_labels)),
-        "accuracy": accuracy_score(label_ids, predicted),
-        "macro_f1": f1_score(label_ids, predicted, labels=range(num_labels), average="macro", zero_division=0.0),
+        "loss": _log_loss(task, targets, probabilities.astype(np.float64)),
+        "accuracy": accuracy_score(targets, predicted),
+        "macro_f1": f1_score(targets, predicted, labels=range(len(task.labels)), average="macro", zero_division=0.0),
     }
-    if num_labels == 2:
-        scores["f1"] = f1_score(label_ids, predicted, pos_label=1, zero_division=0.0)
-        if label_ids.any():  # undefined without a positive row
-            scores["average_precision"] = average_precision_score(label_ids, probabilities[:, 1])
-    else:
-        present = np.unique(label_ids)
+    indicators = task.indicators(targets)
+    present = indicators.sum(axis=0) > 0  # average precision is undefined without a positive row
+    if task.kind == "binary":
+        scores["f1"] = f1_score(targets, predicted, pos_label=1, zero_division=0.0)
+        if present[1]:
+            scores["average_precision"] = average_precision_score(targets, probabilities[:, 1])
+        return {name: float(value) for name, value in scores.items()}
+    if present.any():
         scores["average_precision"] = average_precision_score(
-            np.eye(num_labels)[label_ids][:, present], probabilities[:, present], average="macro"
+            indicators[:, present], probabilities[:, present], average="macro"
         )
+    if task.kind == "multilabel":
+        scores["micro_f1"] = f1_score(targets, predicted, average="micro", zero_division=0.0)
+        scores["label_ranking_average_precision"] = label_ranking_average_precision_score(targets, probabilities)
     return {name: float(value) for name, value in scores.items()}
 
 
-def decide(probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """Positions of the predicted labels, int64 [N]: by `threshold` on the positive class, or the likeliest of more than two."""
-    if probabilities.shape[1] == 2:
+def _log_loss(task: Task, targets: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean cross-entropy, of the training's loss without smoothing, focus and weights."""
+    if task.kind == "multilabel":
+        pairs = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1)
+        return float(log_loss(targets.ravel(), pairs, labels=[0, 1]))
+    normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
+    return float(log_loss(targets, normalized, labels=range(len(task.labels))))
+
+
+def decide(task: Task, probabilities: np.ndarray, threshold: float) -> np.ndarray:
+    """What is predicted, in the form of targets: by `threshold` on the positive class or on each of several labels, or the
+    likeliest class of a multi-class task; int64 [N], or 0 and 1, float32 [N, K]."""
+    if task.kind == "multilabel":
+        return (probabilities >= threshold).astype(np.float32)
+    if task.kind == "binary":
         return (probabilities[:, 1] >= threshold).astype(np.int64)
     return probabilities.argmax(axis=1)
 
 
-def predictions_table(
-    examples: Examples, labels: list[str], probabilities: np.ndarray, threshold: float
-) -> pd.DataFrame:
-    """The examples' own columns, untouched and in order, beside the prediction columns."""
-    chosen = decide(probabilities, threshold)
+def predictions_table(examples: Examples, task: Task, probabilities: np.ndarray, threshold: float) -> pd.DataFrame:
+    """The examples' own columns, untouched and in order, beside the prediction columns: the label (of a multi-label task
+    all labels, joined by its separator), its probability (of the likeliest label), and the probability of each label."""
+    chosen = decide(task, probabilities, threshold)
+    names = np.array(task.labels)
+    if task.kind == "multilabel":
+        predicted = [task.separator.join(names[row > 0]) for row in chosen]
+        probability = probabilities.max(axis=1)
+    else:
+        predicted = names[chosen].tolist()
+        probability = probabilities[np.arange(len(chosen)), chosen]
     columns: dict[str, Any] = {
-        PREDICTION_COLUMNS[0]: np.array(labels)[chosen],
-        PREDICTION_COLUMNS[1]: probabilities[np.arange(len(chosen)), chosen],
-        **{f"probability_{label}": probabilities[:, i] for i, label in enumerate(labels)},
+        PREDICTION_COLUMNS[0]: predicted,
+        PREDICTION_COLUMNS[1]: probability,
+        **{f"probability_{label}": probabilities[:, i] for i, label in enumerate(task.labels)},
     }
     return pd.concat([examples.frame.reset_index(drop=True), pd.DataFrame(columns)], axis=1)

@@ -7,8 +7,6 @@ preprocessor inside.
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,25 +17,29 @@ import tensorflow_hub as hub
 import tf_keras
 from tf_keras.layers import Dense, Dropout, Input, Layer
 
+from accumulation import AccumulatingModel
 from bert import CannotOpen, assign, build_bert, freeze, is_embedding, layer_number, open_encoder, twin
 from config import OPENED_ONLY, Config, ConfigError, DataError
 from data import INPUT_NAMES, pack
+from losses import ClassificationLoss, exact_match
 from optimization import AdamW, WarmupLinearDecay
-from spec import MOST_PADDING_ROWS, EncoderPaths, EncoderSpec, read_spec, write_spec
+from spec import MOST_PADDING_ROWS, EncoderPaths, EncoderSpec, read_spec
+from tasks import Task
 
 _HEAD_LAYERS = ("hidden", "logits")
+_INITIALIZER_RANGE = 0.02  # as BERT's own: the first logits are the bias, and little else
 
 
 class Preprocess(Layer):
-    """Texts, string [batch] -> the encoder's inputs, int32 [batch, seq], padded to the longest text of the batch."""
+    """Texts, or pairs of them, string [batch] -> the encoder's inputs, int32 [batch, seq], padded to the longest."""
 
     def __init__(self, preprocessor: hub.KerasLayer, max_seq_length: int) -> None:
         super().__init__(name="preprocess", trainable=False)
         self.preprocessor = preprocessor
         self._max_seq_length = max_seq_length
 
-    def call(self, texts: tf.Tensor) -> dict[str, tf.Tensor]:
-        return pack(self.preprocessor.resolved_object, texts, self._max_seq_length)[0]
+    def call(self, segments: list[tf.Tensor]) -> dict[str, tf.Tensor]:
+        return pack(self.preprocessor.resolved_object, segments, self._max_seq_length)[0]
 
 
 class Pooling(Layer):
@@ -75,25 +77,31 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Classifier:
-    """Three models on the same weights: one to train, one to score token ids, one that takes texts. All give logits,
-    float32 [batch, 1] for two labels, [batch, K] for more."""
+    """Three models on the same weights: one to train, one to score token ids, one that takes texts, or `[texts, pairs]`. All
+    give logits, float32 [batch, 1] for binary tasks, else [batch, K]."""
 
     training_model: tf_keras.Model
     token_model: tf_keras.Model
     text_model: tf_keras.Model
     encoder: Encoder
     preprocessor: Any
-    labels: list[str]
+    task: Task
 
     def probabilities(self, logits: tf.Tensor) -> tf.Tensor:
-        """Logits -> probabilities in the order of `labels`, float32 [batch, K]."""
-        if len(self.labels) > 2:
+        """Logits -> probabilities in the order of the task's labels, float32 [batch, K]."""
+        if self.task.kind == "multiclass":
             return tf.nn.softmax(logits)
+        if self.task.kind == "multilabel":
+            return tf.nn.sigmoid(logits)
         return tf.nn.sigmoid(tf.concat([-logits, logits], axis=-1))
 
+    def set_output_bias(self, bias: np.ndarray) -> None:
+        """Sets the bias of the logits, float32 [1] or [K], as `imbalance.output_bias` makes it."""
+        self.token_model.get_layer("logits").bias.assign(bias)
 
-def build_classifier(config: Config, paths: EncoderPaths, labels: list[str]) -> Classifier:
-    """Assembles preprocessor, encoder and head.
+
+def build_classifier(config: Config, paths: EncoderPaths, task: Task) -> Classifier:
+    """Assembles preprocessor, encoder and head; for pairs where `config` has a `text_pair_column`.
 
     Raises:
         DataError: the SavedModels at `paths` are not a TF-Hub text encoder and preprocessor.
@@ -105,7 +113,11 @@ def build_classifier(config: Config, paths: EncoderPaths, labels: list[str]) -> 
     _refuse_other_vocabulary_size(preprocessor, encoder.layer, paths)
     pooling = Pooling(config.pooling)
     head: list[Layer] = [Dense(config.hidden_units, activation="relu", name="hidden")] if config.hidden_units else []
-    head += [Dropout(config.dropout, name="dropout"), Dense(1 if len(labels) == 2 else len(labels), name="logits")]
+    initializer = tf_keras.initializers.TruncatedNormal(stddev=_INITIALIZER_RANGE)
+    head += [
+        Dropout(config.dropout, name="dropout"),
+        Dense(task.num_logits, kernel_initializer=initializer, name="logits"),
+    ]
     # A frozen encoder gives features: no dropout in it, and no gradient through it.
     inference = {} if config.trainable else {"training": False}
 
@@ -116,14 +128,18 @@ def build_classifier(config: Config, paths: EncoderPaths, labels: list[str]) -> 
         return hidden
 
     ids = {name: Input(shape=(None,), dtype=tf.int32, name=name) for name in INPUT_NAMES}
-    text = Input(shape=(), dtype=tf.string, name="text")
-    text_ids = Preprocess(preprocessor, config.max_seq_length)(text)
-    token_model = tf_keras.Model(ids, classify(encoder.layer, ids), name="token_model")
-    training_model = token_model
+    segments = ["text"] if config.text_pair_column is None else ["text", "text_pair"]
+    texts = [Input(shape=(), dtype=tf.string, name=name) for name in segments]
+    text_ids = Preprocess(preprocessor, config.max_seq_length)(texts)
+    logits = classify(encoder.layer, ids)
+    token_model = training_model = tf_keras.Model(ids, logits, name="token_model")
     if encoder.training_layer is not encoder.layer:
-        training_model = tf_keras.Model(ids, classify(encoder.training_layer, ids), name="training_model")
-    text_model = tf_keras.Model(text, classify(encoder.layer, text_ids), name="text_model")
-    return Classifier(training_model, token_model, text_model, encoder, preprocessor.resolved_object, labels)
+        logits = classify(encoder.training_layer, ids)
+        training_model = tf_keras.Model(ids, logits, name="training_model")
+    if config.gradient_accumulation_steps > 1:
+        training_model = AccumulatingModel(config.batch_size, inputs=ids, outputs=logits, name="training_model")
+    text_model = tf_keras.Model(texts, classify(encoder.layer, text_ids), name="text_model")
+    return Classifier(training_model, token_model, text_model, encoder, preprocessor.resolved_object, task)
 
 
 def load_encoder(config: Config, path: str) -> Encoder:
@@ -244,23 +260,20 @@ def _refuse_other_vocabulary_size(preprocessor: hub.KerasLayer, layer: Any, path
         )
 
 
-def compile_classifier(classifier: Classifier, config: Config, total_steps: int) -> None:
-    """Compiles the training model for `total_steps` of training: loss from logits, AdamW, accuracy."""
+def compile_classifier(
+    classifier: Classifier, config: Config, total_steps: int, label_weights: np.ndarray | None = None
+) -> None:
+    """Compiles the training model for `total_steps` of training: loss from logits, AdamW, accuracy.
+
+    `label_weights` are float32 [K], as `imbalance.label_weights` makes them.
+    """
     schedule = WarmupLinearDecay(config.learning_rate, total_steps, round(config.warmup_ratio * total_steps))
     optimizer: Any = AdamW(schedule, config.weight_decay, rate_factor=_rate_factor(config, classifier.encoder.spec))
     if classifier.encoder.precision == "float16":
         optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer)
-    if len(classifier.labels) == 2:
-        loss, accuracy = (
-            tf_keras.losses.BinaryCrossentropy(from_logits=True),
-            tf_keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0),
-        )
-    else:
-        loss, accuracy = (
-            tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            tf_keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-        )
-    classifier.training_model.compile(optimizer=optimizer, loss=loss, metrics=[accuracy])
+    kind = classifier.task.kind
+    loss = ClassificationLoss(kind, config, label_weights)
+    classifier.training_model.compile(optimizer=optimizer, loss=loss, metrics=[exact_match(kind)])
 
 
 def _rate_factor(config: Config, spec: EncoderSpec | None) -> Callable[[str], float]:
@@ -281,39 +294,3 @@ def _rate_factor(config: Config, spec: EncoderSpec | None) -> Callable[[str], fl
         return encoder_factor * config.layer_decay**depth
 
     return factor
-
-
-def export_classifier(classifier: Classifier, directory: str, threshold: float) -> None:
-    """Writes a SavedModel that needs only TensorFlow and tensorflow-text: `serving_default` takes `text`, string [N], and
-    gives `label` string [N], `probability` of that label float32 [N], and `probabilities` float32 [N, K] in the order of
-    the loaded model's `labels`.
-
-    Written under a temporary name and renamed, so that `directory` is whole or absent.
-    """
-    module = tf.Module()
-    module.weights = classifier.text_model.variables
-    module.preprocessor = classifier.preprocessor  # vocabulary tables and their asset files
-    with tf.device("/cpu:0"):
-        module.labels = tf.Variable(classifier.labels, trainable=False, name="labels")
-    module.threshold = tf.Variable(threshold, trainable=False, name="threshold")
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
-    def serve(text: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = classifier.probabilities(classifier.text_model(text, training=False))  # (batch, K)
-        if len(classifier.labels) == 2:
-            chosen = tf.cast(probabilities[:, 1] >= module.threshold, tf.int32)
-        else:
-            chosen = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
-        probability = tf.gather(probabilities, chosen, axis=1, batch_dims=1)
-        return {"label": tf.gather(module.labels, chosen), "probability": probability, "probabilities": probabilities}
-
-    spec = classifier.encoder.spec
-    if spec is None:  # so that another training can go on from it
-        module.encoder = classifier.encoder.layer.resolved_object
-    temporary = f"{directory}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    with runtime.quiet():
-        tf.saved_model.save(module, temporary, signatures={"serving_default": serve})
-    if spec is not None:
-        write_spec(temporary, spec)
-    os.rename(temporary, directory)

@@ -1,6 +1,5 @@
 """Examples in, parts out: stratified, seeded splits and what the user should know of them, with scikit-learn alone."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -8,17 +7,22 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from config import Config, DataError
-from tables import NAMED, PREDICTION_COLUMNS, Examples, name_rows, read_examples
+from examples import PREDICTION_COLUMNS, Examples, read_examples
+from tables import name_rows
+from tasks import Task, decide_task, refuse_unknown_labels
+
+_SPLIT_STREAM = 0x5711  # keeps the split's random numbers apart from other uses of the seed
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The parts of a run; `labels` are the classes in the order of the model's outputs."""
+    """The parts of a run, and what is to be learnt from them; `reason` says why that."""
 
     train: Examples
     valid: Examples | None
     test: Examples | None
-    labels: list[str]
+    task: Task
+    reason: str
     notes: list[str]
 
     @property
@@ -26,11 +30,6 @@ class Splits:
         """The parts that there are, by the names that metrics.json has for them."""
         named = {"train": self.train, "valid": self.valid, "test": self.test}
         return {name: part for name, part in named.items() if part is not None}
-
-    def label_ids(self, examples: Examples) -> np.ndarray:
-        """Positions of the examples' labels in `labels`, int64 [N]."""
-        index = {label: i for i, label in enumerate(self.labels)}
-        return np.array([index[label] for label in examples.labels], dtype=np.int64)
 
 
 def load_splits(config: Config) -> Splits:
@@ -40,35 +39,24 @@ def load_splits(config: Config) -> Splits:
         DataError: one line that names the file and the rows, columns or classes at fault.
     """
     table = read_examples(config.data, config)
-    labels = sort_labels(set(table.labels))
-    if len(labels) == 1:
-        raise DataError(
-            f"{table.source}: column {config.label_column!r} holds one class only ({labels[0]!r}); a classifier needs two"
-        )
+    task, reason = decide_task(table, config)
     test = read_examples(config.test_data, config) if config.test_data else None
     notes: list[str] = []
     if config.valid_data:
-        train = table.take(_split(table, config, notes)[0]) if config.train_split else table
+        train = table.take(_split(table, task, config, notes)[0]) if config.train_split else table
         valid: Examples | None = read_examples(config.valid_data, config)
     elif config.valid_split == 0 and config.train_split is None:
         train, valid = table, None
     else:
-        train_rows, valid_rows = _split(table, config, notes)
+        train_rows, valid_rows = _split(table, task, config, notes)
         train, valid = table.take(train_rows), table.take(valid_rows) if len(valid_rows) else None
     for part in (valid, test):
         if part is not None:
-            _refuse_unknown_labels(part, labels)
-    splits = Splits(train, valid, test, labels, notes)
-    _refuse_prediction_columns(valid, labels)
+            refuse_unknown_labels(part, task)
+    splits = Splits(train, valid, test, task, reason, notes)
+    _refuse_prediction_columns(valid, task.labels)
     notes.extend(_notes(splits))
     return splits
-
-
-def sort_labels(labels: set[str]) -> list[str]:
-    """Sorts labels as numbers where all are whole numbers, else as strings; in binary tasks the last is positive."""
-    if all(re.fullmatch(r"[+-]?\d+", label) for label in labels):
-        return sorted(labels, key=lambda label: (int(label), label))
-    return sorted(labels)
 
 
 def _refuse_prediction_columns(valid: Examples | None, labels: list[str]) -> None:
@@ -80,41 +68,26 @@ def _refuse_prediction_columns(valid: Examples | None, labels: list[str]) -> Non
         raise DataError(f"{valid.source}: column {min(taken)!r} has the name of a prediction column; rename it")
 
 
-def _refuse_unknown_labels(part: Examples, labels: list[str]) -> None:
-    unknown = sorted(set(part.labels) - set(labels))
-    if unknown:
-        rows = [row for row, label in zip(part.rows, part.labels, strict=True) if label in unknown]
-        raise DataError(
-            f"{part.source}: label {', '.join(map(repr, unknown[:NAMED]))} in {name_rows(rows)} is unknown: "
-            f"the training table has {', '.join(map(repr, labels[:20]))}"
-        )
-
-
-def _split(table: Examples, config: Config, notes: list[str]) -> tuple[list[int], list[int]]:
+def _split(table: Examples, task: Task, config: Config, notes: list[str]) -> tuple[list[int], list[int]]:
     """Returns the indices of the training and validation rows, each in the table's order.
 
     Two stratified `train_test_split`s one after the other, training rows first, so that a published split by scikit-learn
-    with the same counts and seed comes out row for row.
+    with the same counts and seed comes out row for row. Rows with several labels are split by iterative stratification.
     """
     total = len(table)
     num_train, num_valid = _split_sizes(total, config)
     sizes = f"{num_train:,} training and {num_valid:,} validation rows out of {total:,}"
     if num_train < 1 or num_train + num_valid > total:
         raise DataError(f"{table.source}: cannot take {sizes}: change train_split or valid_split")
-    rare = [label for label, count in Counter(table.labels).items() if count < 2]
-    if rare:
-        row = table.rows[table.labels.index(rare[0])]
-        more = f" and {len(rare) - 1:,} more labels have" if len(rare) > 1 else " has"
-        raise DataError(
-            f"{table.source}: label {rare[0]!r} (row {row}){more} one row only: a stratified split needs two of each; "
-            "add rows, merge classes, give valid_data, or check label_column"
-        )
+    if task.kind != "multilabel":
+        _refuse_single_rows(table)
+    targets = task.targets(table.labels)
     try:
-        train, rest = _stratified(np.arange(total), table.labels, num_train, config.seed)
-        valid, unused = _stratified(rest, table.labels, num_valid, config.seed)
+        train, rest = _stratified(np.arange(total), targets, num_train, config.seed)
+        valid, unused = _stratified(rest, targets, num_valid, config.seed)
     except ValueError as error:
         raise DataError(f"{table.source}: cannot take {sizes}: {' '.join(str(error).split())}") from None
-    missing = set(table.labels) - {table.labels[i] for i in train}
+    missing = set(task.labels).difference(*(table.labels[i] for i in train))
     if missing:
         raise DataError(
             f"{table.source}: label {min(missing)!r} has too few rows to split: none is left for training; add rows"
@@ -142,22 +115,74 @@ def _split_sizes(total: int, config: Config) -> tuple[int, int]:
     return num_train, count(valid_split) if valid_split else 0
 
 
-def _stratified(rows: np.ndarray, labels: list[str], size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits `size` of the rows off, by label."""
+def _refuse_single_rows(table: Examples) -> None:
+    rare = [labels for labels, count in Counter(table.labels).items() if count < 2]
+    if rare:
+        row = table.rows[table.labels.index(rare[0])]
+        more = f" and {len(rare) - 1:,} more labels have" if len(rare) > 1 else " has"
+        raise DataError(
+            f"{table.source}: label {rare[0][0]!r} (row {row}){more} one row only: a stratified split needs two of each; "
+            "add rows, merge classes, give valid_data, or check label_column"
+        )
+
+
+def _stratified(rows: np.ndarray, targets: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits `size` of the rows off, by label: targets are int [N], or 0 and 1, [N, K]."""
     if size in (0, len(rows)):
         return rows[:size], rows[size:]
-    chosen, rest = train_test_split(rows, train_size=size, random_state=seed, stratify=[labels[i] for i in rows])
+    if targets.ndim == 2:
+        chosen = iterative_stratification(targets[rows].astype(bool), size, seed)
+        return rows[chosen], rows[~chosen]
+    chosen, rest = train_test_split(rows, train_size=size, random_state=seed, stratify=targets[rows])
     return chosen, rest
+
+
+def iterative_stratification(indicators: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Chooses `size` of the rows so that each of K labels keeps its share, as bool [N]; `indicators` are bool [N, K].
+
+    Sechidis et al., "On the Stratification of Multi-Label Data" (2011), for two parts: the label with the fewest rows not yet
+    placed comes first. Here the size is exact, and a label with two rows or more has one in either part.
+    """
+    random = np.random.default_rng([_SPLIT_STREAM, seed])
+    chosen, placed = np.zeros((2, len(indicators)), dtype=bool)
+    totals = indicators.sum(axis=0)
+    wanted = np.maximum(1, np.minimum(np.round(totals * size / len(indicators)).astype(int), totals - 1))
+    while True:
+        left = indicators[~placed].sum(axis=0)
+        if not left.any():
+            break
+        label = int(np.where(left > 0, left, len(indicators) + 1).argmin())
+        rows = random.permutation(np.flatnonzero(indicators[:, label] & ~placed))
+        count = wanted[label] - int(indicators[chosen, label].sum())
+        chosen[rows[: max(0, min(count, size - int(chosen.sum())))]] = True
+        placed[rows] = True
+    return _to_size(chosen, indicators, size, random)
+
+
+def _to_size(chosen: np.ndarray, indicators: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
+    """Adds rows at random, those without a label first, then those that leave each label a row on the other side."""
+    order = random.permutation(np.flatnonzero(~chosen))
+    order = order[np.argsort(indicators[order].any(axis=1), kind="stable")]
+    remaining = indicators[~chosen].sum(axis=0)
+    for row in order:
+        if chosen.sum() == size:
+            break
+        if (remaining[indicators[row]] > 1).all():
+            chosen[row] = True
+            remaining -= indicators[row]
+    short = size - int(chosen.sum())
+    chosen[order[~chosen[order]][:short]] = True  # a table too small for every label to have a row on either side
+    return chosen
 
 
 def _notes(splits: Splits) -> list[str]:
     """What the user should know of the split: repeated texts across parts, labels that a part lacks."""
     notes = []
-    seen = set(splits.train.texts)
+    seen = set(_inputs(splits.train))
     for name, part in (("validation", splits.valid), ("test", splits.test)):
         if part is None:
             continue
-        repeated = [row for row, text in zip(part.rows, part.texts, strict=True) if text in seen]
+        repeated = [row for row, text in zip(part.rows, _inputs(part), strict=True) if text in seen]
         if repeated:
             earlier = (
                 "a training row" if name == "validation" or splits.valid is None else "a training or validation row"
@@ -165,8 +190,21 @@ def _notes(splits: Splits) -> list[str]:
             notes.append(
                 f"{part.source}: {name_rows(repeated)} of the {name} part repeat the text of {earlier}; scores on them flatter"
             )
-        absent = sorted(set(splits.labels) - set(part.labels), key=splits.labels.index)
-        if absent:
+        present = {label for labels in part.labels for label in labels}
+        if absent := [label for label in splits.task.labels if label not in present]:
             notes.append(f"{part.source}: no {name} row has the label {', '.join(map(repr, absent[:20]))}")
-        seen.update(part.texts)
+        if part.pairs is not None:
+            empty = [row for row, pair in zip(part.rows, part.pairs, strict=True) if not pair.strip()]
+            if empty:
+                notes.append(
+                    f"{part.source}: {name_rows(empty)} of the {name} part have an empty second text, and stay"
+                )
+        seen.update(_inputs(part))
     return notes
+
+
+def _inputs(examples: Examples) -> list[tuple[str, ...]]:
+    """What the model sees of each row: its text, or both of a pair."""
+    if examples.pairs is None:
+        return [(text,) for text in examples.texts]
+    return list(zip(examples.texts, examples.pairs, strict=True))

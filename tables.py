@@ -1,8 +1,4 @@
-"""Tables in, examples out: reading and checking, with pandas alone.
-
-A row's number is its place in the file, counted from 1 after the header. Nothing is repaired: whatever cannot be used
-as it stands is refused with the rows named.
-"""
+"""Files in, tables out: CSV, TSV, JSONL, Parquet and folders of texts, with every cell as it stands in the file."""
 
 import bz2
 import codecs
@@ -19,74 +15,17 @@ import urllib.request
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from config import Config, DataError
+from config import DataError
 
-PREDICTION_COLUMNS = ("predicted_label", "probability")
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 NAMED = 5  # so many rows, labels or columns are named in a message
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Rows of one table: `texts[i]` and `labels[i]` come from row `rows[i]` of `source`, `frame` holds its columns."""
-
-    source: str
-    frame: pd.DataFrame
-    texts: list[str]
-    labels: list[str]
-    rows: list[int]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, indices: Iterable[int]) -> "Examples":
-        """The examples at `indices`, in that order."""
-        chosen = list(indices)
-        return Examples(
-            self.source,
-            self.frame.iloc[chosen],
-            [self.texts[i] for i in chosen],
-            [self.labels[i] for i in chosen],
-            [self.rows[i] for i in chosen],
-        )
-
-
-# Reading
-
-
-def read_examples(source: str, config: Config) -> Examples:
-    """Reads one table or folder and checks its texts and labels.
-
-    Raises:
-        DataError: missing file or column, undecodable bytes, an empty table, empty texts or labels.
-    """
-    frame = read_table(source, config.text_column, config.label_column)
-    for column in (config.text_column, config.label_column):
-        if column not in frame.columns:
-            raise DataError(
-                f"{source}: no column {column!r}: {_nearest_column(column, frame.columns)}; "
-                f"set {'text' if column == config.text_column else 'label'}_column"
-            )
-    texts = [
-        _as_text(value, f"{source}: row {row}, column {config.text_column!r}")
-        for row, value in enumerate(frame[config.text_column], 1)
-    ]
-    labels = [
-        _as_label(value, f"{source}: row {row}, column {config.label_column!r}")
-        for row, value in enumerate(frame[config.label_column], 1)
-    ]
-    _refuse_empty(source, config.text_column, texts)
-    _refuse_empty(source, config.label_column, labels)
-    return Examples(source, frame, texts, labels, list(range(1, len(frame) + 1)))
 
 
 def read_table(source: str, text_column: str = "text", label_column: str = "label") -> pd.DataFrame:
@@ -252,60 +191,10 @@ def _read_folder(folder: Path, text_column: str, label_column: str) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-# Checking
-
-
-def _as_text(value: Any, where: str) -> str:
-    if _is_missing(value):
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: holds {type(value).__name__} {value!r}, not a text")
-    return _encodable(value, where)
-
-
-def _as_label(value: Any, where: str) -> str:
-    if _is_missing(value):
-        return ""
-    if isinstance(value, float | np.floating) and float(value).is_integer():  # integers beside a missing value
-        return str(int(value))
-    if not isinstance(value, str | int | np.integer | bool | np.bool_):
-        raise DataError(f"{where}: holds {type(value).__name__} {value!r}; a label is a string or an integer")
-    return _encodable(str(value), where)
-
-
-def _encodable(value: str, where: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(
-            f"{where}: holds half of a character (a lone surrogate, as of an emoji cut in two); mend the text"
-        ) from None
-    return value
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float | np.floating) and np.isnan(value))
-
-
-def _refuse_empty(source: str, column: str, values: list[str]) -> None:
-    empty = [row for row, value in enumerate(values, 1) if not value.strip()]
-    if empty:
-        raise DataError(
-            f"{source}: column {column!r} is empty in {name_rows(empty)}: every row needs a text and a label; fill or delete them"
-        )
-
-
 def name_rows(rows: list[int], what: str = "row") -> str:
     """A count of rows and the first few of them, as in "7 rows (3, 9, 12, 40, 41, ...)"."""
     named = ", ".join(map(str, rows[:NAMED])) + (", ..." if len(rows) > NAMED else "")
     return f"{len(rows):,} {what}{'s' if len(rows) > 1 else ''} ({named})"
-
-
-def _nearest_column(column: str, columns: Iterable[Any]) -> str:
-    names = [str(name) for name in columns]
-    near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    return f"{guess}the table has {', '.join(map(repr, names[:20]))}"
 
 
 def _nearest_file(source: str) -> str:

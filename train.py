@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,22 @@ if __name__ == "__main__":  # before TensorFlow loads: --help and a mistyped key
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
 import numpy as np
-import pandas as pd
 import tensorflow as tf
 import tf_keras
 
-from data import Tokens, num_batches, tokenize, train_batches
+from callbacks import EpochEnd, Progress, clock, refuse_diverged
+from data import Tokens, num_batches, rows_per_epoch, tokenize, train_batches
 from encoders import find_encoder
-from evaluation import Scorer, metrics, predictions_table
-from model import Classifier, build_classifier, compile_classifier, export_classifier
+from evaluation import THRESHOLD, Scorer, metrics, predictions_table
+from export import export_classifier
+from imbalance import Balance, balance
+from model import Classifier, build_classifier, compile_classifier
 from run_directory import claim_run_directory, refuse_full_disk, refuse_used_run_directory, write_atomically
 from splits import Splits, load_splits
 from tracking import choose_mode, start_run
 
-_THRESHOLD = 0.5
+_LABELS_SHOWN = 30
+_ROWS_AT_START = 1000  # scored before the first step
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,17 @@ def train(config: Config) -> Result:
     wandb_mode = choose_mode(config)
     splits = load_splits(config)
     _describe(splits)
+    balanced = balance(config, splits.task, splits.task.targets(splits.train.labels))
+    _describe_balance(splits, balanced)
     _refuse_wrong_monitor(config, splits)
     device = runtime.set_up_devices()
     paths = find_encoder(config)
-    classifier = build_classifier(config, paths, splits.labels)
+    classifier = build_classifier(config, paths, splits.task)
+    classifier.set_output_bias(balanced.bias)
     if classifier.encoder.note:
         print(f"note: {classifier.encoder.note}", flush=True)
     tokens = {
-        name: tokenize(part.texts, classifier.preprocessor, config.max_seq_length)
+        name: tokenize(part.texts, part.pairs, classifier.preprocessor, config.max_seq_length)
         for name, part in splits.parts.items()
     }
     _describe_tokens(config, tokens)
@@ -82,106 +89,36 @@ def train(config: Config) -> Result:
     write_atomically(run_directory / "config.yaml", config.to_yaml())
     with start_run(config, run_directory, wandb_mode) as run:
         print(f"Training on {device} in {classifier.encoder.precision}", flush=True)
-        fit = _fit(config, classifier, splits, tokens, run_directory, run.callbacks())
-        scores = _score(splits, fit, tokens, run_directory)
-        report = _report(config, splits, fit, tokens["train"], scores, device, classifier.encoder.precision)
+        scorer = Scorer(classifier)
+        loss_at_start = _loss_at_start(scorer, classifier, tokens["train"], balanced, config.seed)
+        run.log_start(loss_at_start)
+        fit = _fit(config, scorer, classifier, splits, balanced, tokens, run_directory, run.callbacks())
+        scores = _score(splits, scorer, fit, tokens, run_directory)
+        report = _report(config, splits, balanced, fit, tokens["train"], scores, device, classifier.encoder.precision)
+        report["train"]["loss_at_start"] = loss_at_start
         print("Saving the model", flush=True)
-        export_classifier(classifier, str(run_directory / "model"), _THRESHOLD)
+        export_classifier(classifier, str(run_directory / "model"), THRESHOLD)
         write_atomically(run_directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         run.summarize({f"{part}/{name}": value for part in splits.parts for name, value in report[part].items()})
-    _say_where(run_directory, run.where(), time.monotonic() - started)
+    _say_where(run_directory, config, run.where(), time.monotonic() - started)
     return Result(run_directory, report, classifier, fit.interrupted)
 
 
 def _refuse_wrong_monitor(config: Config, splits: Splits) -> None:
-    if config.monitor == "val_f1" and len(splits.labels) > 2:
-        raise ConfigError(f"monitor=val_f1: it needs two labels, there are {len(splits.labels)}; use val_macro_f1")
+    needed = {"val_f1": "binary", "val_micro_f1": "multilabel"}.get(config.monitor)
+    if needed not in {None, splits.task.kind}:
+        raise ConfigError(
+            f"monitor={config.monitor}: it belongs to {needed} tasks, and this one is {splits.task.kind}; use val_macro_f1"
+        )
 
 
 # Fitting
-
-
-class EpochEnd(tf_keras.callbacks.Callback):
-    """Adds the validation metrics to each epoch's logs, so that later callbacks see them, and keeps history.csv.
-
-    Scoring is done here and not by Keras' own validation, because the metrics that matter need all rows at once.
-    """
-
-    def __init__(self, scorer: Scorer, tokens: Tokens | None, label_ids: np.ndarray | None, history_file: Path) -> None:
-        super().__init__()
-        self._scorer, self._tokens, self._label_ids, self._history_file = scorer, tokens, label_ids, history_file
-        self.history: list[dict[str, float]] = []
-        self.steps = self.scored_step = 0
-        self.probabilities: np.ndarray | None = None  # of the validation rows, after `scored_step`
-        self.seconds = 0.0  # of training alone, scoring left out
-        self._resumed = time.monotonic()
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._resumed = time.monotonic()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        self.steps += 1
-        now = time.monotonic()
-        self.seconds += now - self._resumed
-        self._resumed = now
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        _refuse_diverged(self.model)
-        if self._tokens is not None and self._label_ids is not None:
-            self.probabilities = self._scorer.probabilities(self._tokens)
-            self.scored_step = self.steps
-            scores = metrics(self._label_ids, self.probabilities, _THRESHOLD)
-            logs.update({f"val_{name}": value for name, value in scores.items()})
-        self.history.append({"epoch": epoch + 1, **{name: float(value) for name, value in logs.items()}})
-        write_atomically(self._history_file, pd.DataFrame(self.history).to_csv(index=False))
-
-
-class Progress(tf_keras.callbacks.Callback):
-    """A line that moves on a terminal; in a log, a line at every tenth of an epoch."""
-
-    def __init__(self, epochs: int, steps: int) -> None:
-        super().__init__()
-        self._epochs, self._steps, self._epoch = epochs, steps, 0
-        self._started = 0.0  # at the end of the first step, which builds the graph
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
-        done = self._epoch * self._steps + batch + 1
-        now = time.monotonic()
-        self._started = self._started or now
-        left = (now - self._started) / max(1, done - 1) * (self._epochs * self._steps - done)
-        line = (
-            f"epoch {self._epoch + 1}/{self._epochs}  step {batch + 1:,}/{self._steps:,}  "
-            f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}  about {_clock(left)} left"
-        )
-        if sys.stdout.isatty():
-            print(f"\r\033[K{line}", end="", flush=True)
-        elif (batch + 1) * 10 // self._steps > batch * 10 // self._steps:
-            print(line, flush=True)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        end = "\r\033[K" if sys.stdout.isatty() else ""
-        print(
-            f"{end}epoch {epoch + 1}/{self._epochs}  "
-            + "  ".join(f"{name} {value:.4f}" for name, value in logs.items()),
-            flush=True,
-        )
-
-
-def _refuse_diverged(model: tf_keras.Model) -> None:
-    if not all(tf.reduce_all(tf.math.is_finite(weight)) for weight in model.trainable_variables):
-        raise HubtuneError(
-            "training diverged: the weights are no longer finite; lower learning_rate, or set precision to float32"
-        )
 
 
 @dataclass(frozen=True)
 class Fit:
     """What came of fitting, beside the weights."""
 
-    scorer: Scorer
     valid_probabilities: np.ndarray | None  # where the last epoch's are those of the final weights
     steps: int
     seconds: float
@@ -189,23 +126,42 @@ class Fit:
     interrupted: bool
 
 
+def _loss_at_start(scorer: Scorer, classifier: Classifier, tokens: Tokens, balanced: Balance, seed: int) -> float:
+    """Cross-entropy on some training rows before the first step: about that of the output bias, which knows no text."""
+    rows = np.random.default_rng(seed).permutation(len(tokens))[:_ROWS_AT_START]
+    targets = balanced.targets[rows]
+    probabilities = scorer.probabilities(tokens.take(rows))
+    by_bias = np.tile(classifier.probabilities(tf.constant(balanced.bias[None])).numpy(), (len(rows), 1))
+    loss, alone = (metrics(scorer.task, targets, each, THRESHOLD)["loss"] for each in (probabilities, by_bias))
+    print(
+        f"step 0: loss {loss:.4f} on {len(rows):,} training rows; the labels' shares alone give {alone:.4f}", flush=True
+    )
+    return loss
+
+
+def _steps_per_epoch(config: Config, balanced: Balance) -> int:
+    return num_batches(rows_per_epoch(balanced.draws), config.batch_size * config.gradient_accumulation_steps)
+
+
 def _fit(
     config: Config,
+    scorer: Scorer,
     classifier: Classifier,
     splits: Splits,
+    balanced: Balance,
     tokens: dict[str, Tokens],
     run_directory: Path,
     callbacks: list[Any],
 ) -> Fit:
     """Trains the classifier; after Ctrl-C it keeps what is trained so far."""
-    model, steps = classifier.training_model, num_batches(tokens["train"], config.batch_size)
-    compile_classifier(classifier, config, config.epochs * steps)
-    scorer = Scorer(classifier)
-    valid_ids = splits.label_ids(splits.valid) if splits.valid else None
-    epoch_end = EpochEnd(scorer, tokens.get("valid"), valid_ids, run_directory / "history.csv")
+    model, steps = classifier.training_model, _steps_per_epoch(config, balanced)
+    compile_classifier(classifier, config, config.epochs * steps, balanced.weights)
+    valid_targets = splits.task.targets(splits.valid.labels) if splits.valid else None
+    epoch_end = EpochEnd(scorer, tokens.get("valid"), valid_targets, run_directory / "history.csv")
     best = str(run_directory / "checkpoints" / "best")
     stopping = _early_stopping(config, best)
-    batches = train_batches(tokens["train"], splits.label_ids(splits.train), config.batch_size, config.seed)
+    batch_size = config.batch_size * config.gradient_accumulation_steps
+    batches = train_batches(tokens["train"], balanced.targets, batch_size, config.seed, balanced.draws)
     interrupted = False
     try:
         with runtime.graph_precision(classifier.encoder.graph_precision):
@@ -231,10 +187,9 @@ def _fit(
             f"Ran {len(values)} epochs; {config.monitor} was best in epoch {best_epoch}, whose weights are kept",
             flush=True,
         )
-    _refuse_diverged(model)
+    refuse_diverged(model)
     fresh = epoch_end.scored_step == epoch_end.steps and not stopping
     return Fit(
-        scorer,
         epoch_end.probabilities if fresh else None,
         epoch_end.steps,
         epoch_end.seconds,
@@ -257,47 +212,57 @@ def _early_stopping(config: Config, best: str) -> list[tf_keras.callbacks.Callba
 # Scoring and reporting
 
 
-def _score(splits: Splits, fit: Fit, tokens: dict[str, Tokens], run_directory: Path) -> dict[str, dict[str, Any]]:
+def _score(
+    splits: Splits, scorer: Scorer, fit: Fit, tokens: dict[str, Tokens], run_directory: Path
+) -> dict[str, dict[str, Any]]:
     """Scores validation and test rows with the final weights and writes the validation predictions."""
     scores = {}
     for name, part in splits.parts.items():
         if name == "train":
             continue
         known = fit.valid_probabilities if name == "valid" else None
-        probabilities = fit.scorer.probabilities(tokens[name]) if known is None else known
+        probabilities = scorer.probabilities(tokens[name]) if known is None else known
         if name == "valid":
-            table = predictions_table(part, splits.labels, probabilities, _THRESHOLD)
+            table = predictions_table(part, splits.task, probabilities, THRESHOLD)
             # Strings are quoted: a lone carriage return in a text would else be read back as the end of a row.
             write_atomically(
                 run_directory / "valid_predictions.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
             )
-        values = metrics(splits.label_ids(part), probabilities, _THRESHOLD)
+        values = metrics(splits.task, splits.task.targets(part.labels), probabilities, THRESHOLD)
         print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()), flush=True)
         scores[name] = {"examples": len(part), **values}
     return scores
 
 
 def _report(
-    config: Config, splits: Splits, fit: Fit, tokens: Tokens, scores: dict[str, Any], device: str, precision: str
+    config: Config,
+    splits: Splits,
+    balanced: Balance,
+    fit: Fit,
+    tokens: Tokens,
+    scores: dict[str, Any],
+    device: str,
+    precision: str,
 ) -> dict[str, Any]:
     """The content of metrics.json."""
-    passes = fit.steps / num_batches(tokens, config.batch_size)
+    passes = fit.steps / _steps_per_epoch(config, balanced)
+    tokens_per_epoch = float((tokens.lengths * balanced.draws).sum())
     return {
-        "task": "binary" if len(splits.labels) == 2 else "multiclass",
-        "labels": splits.labels,
+        "task": splits.task.kind,
+        "labels": splits.task.labels,
         "encoder": config.encoder,
         "train": {
             "examples": len(splits.train),
             "seconds": fit.seconds,
-            "examples_per_second": passes * len(tokens) / fit.seconds if fit.seconds else 0.0,
-            "tokens_per_second": passes * len(tokens.word_ids) / fit.seconds if fit.seconds else 0.0,
+            "examples_per_second": passes * rows_per_epoch(balanced.draws) / fit.seconds if fit.seconds else 0.0,
+            "tokens_per_second": passes * tokens_per_epoch / fit.seconds if fit.seconds else 0.0,
             "epochs_run": fit.epochs_run,
             "interrupted": fit.interrupted,
             "steps_run": fit.steps,
             "peak_memory_bytes": runtime.peak_memory_bytes(),
         },
         **scores,
-        "threshold": _THRESHOLD,
+        "threshold": THRESHOLD,
         "environment": {
             **runtime.versions(),
             "device": device,
@@ -311,34 +276,46 @@ def _report(
 def _describe(splits: Splits) -> None:
     """Says what was read and how it is split, before the long work starts."""
     print("  ".join(f"{name} {len(part):,} rows ({part.source})" for name, part in splits.parts.items()))
-    counts = pd.Series(splits.train.labels).value_counts()
+    print(f"task: {splits.reason}")
+    labels = splits.task.labels
+    counts = Counter(label for row in splits.train.labels for label in row)
     print(
-        f"{len(splits.labels)} labels: "
-        + ", ".join(f"{label!r} {counts[label] / len(splits.train):.1%}" for label in splits.labels[:20])
-        + (", ..." if len(splits.labels) > 20 else "")
+        "training rows by label: "
+        + ", ".join(f"{label!r} {counts[label] / len(splits.train):.1%}" for label in labels[:_LABELS_SHOWN])
+        + (", ..." if len(labels) > _LABELS_SHOWN else "")
     )
-    if len(splits.labels) == 2:
-        print(f"positive label: {splits.labels[1]!r}")
+    if splits.task.kind == "binary":
+        print(f"positive label: {labels[1]!r}")
     for note in splits.notes:
         print(f"note: {note}")
     sys.stdout.flush()
 
 
+def _describe_balance(splits: Splits, balanced: Balance) -> None:
+    if balanced.weights is not None:
+        weights = zip(splits.task.labels, balanced.weights, strict=True)
+        print("class_weight: " + ", ".join(f"{label!r} {weight:.3g}" for label, weight in weights))
+    drawn = rows_per_epoch(balanced.draws)
+    if drawn > len(splits.train):
+        print(f"oversampling: {drawn:,} rows an epoch, drawn from {len(splits.train):,}")
+
+
 def _describe_tokens(config: Config, tokens: dict[str, Tokens]) -> None:
     for name, part in tokens.items():
         cut = f"; {part.num_cut:,} cut to max_seq_length={config.max_seq_length}" if part.num_cut else ""
-        print(f"{name}: {part.lengths.mean():.1f} tokens a text, longest {part.lengths.max()}{cut}", flush=True)
+        print(f"{name}: {part.lengths.mean():.1f} tokens a row, longest {part.lengths.max()}{cut}", flush=True)
 
 
-def _say_where(run_directory: Path, tracked: str | None, seconds: float) -> None:
-    print(f"Done in {_clock(seconds)}. Model, metrics and predictions: {run_directory}")
+def _say_where(run_directory: Path, config: Config, tracked: str | None, seconds: float) -> None:
+    pair = ', text_pair=tf.constant(["its second text"])' if config.text_pair_column else ""
+    print(f"Done in {clock(seconds)}. Model, metrics and predictions: {run_directory}")
     if tracked:
         print(f"W&B: {tracked}")
     print(
         "Use the model:\n"
         "  import tensorflow as tf, tensorflow_text\n"
         f'  classify = tf.saved_model.load("{run_directory / "model"}").signatures["serving_default"]\n'
-        '  classify(text=tf.constant(["your text"]))',
+        f'  classify(text=tf.constant(["your text"]){pair})',
         flush=True,
     )
 
@@ -352,12 +329,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit if Path(top).resolve() == root else None
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def main(config: Config, debug: bool) -> None:

@@ -1,0 +1,199 @@
+"""Examples: the texts and labels of a table's rows, checked, with pandas alone.
+
+A row's number is its place in the file, counted from 1 after the header. Nothing is repaired: whatever cannot be used
+as it stands is refused with the rows named.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from config import Config, DataError
+from tables import name_rows, read_table
+
+PREDICTION_COLUMNS = ("predicted_label", "probability")
+
+LabelSet = tuple[str, ...]  # the labels of one row
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of one table: `texts[i]`, `pairs[i]` (the second text, if there are such) and `labels[i]` come from row
+    `rows[i]` of `source`; `frame` holds all its columns."""
+
+    source: str
+    frame: pd.DataFrame
+    texts: list[str]
+    pairs: list[str] | None
+    labels: list[LabelSet]
+    rows: list[int]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: Iterable[int]) -> "Examples":
+        """The examples at `indices`, in that order."""
+        chosen = list(indices)
+        return Examples(
+            self.source,
+            self.frame.iloc[chosen],
+            [self.texts[i] for i in chosen],
+            None if self.pairs is None else [self.pairs[i] for i in chosen],
+            [self.labels[i] for i in chosen],
+            [self.rows[i] for i in chosen],
+        )
+
+
+def read_examples(source: str, config: Config) -> Examples:
+    """Reads one table or folder and checks its texts and labels.
+
+    Raises:
+        DataError: missing file or column, undecodable bytes, an empty table, empty texts or labels.
+    """
+    frame = read_table(source, config.text_column, config.label_column)
+    texts = _read_texts(source, frame, config.text_column, "text_column")
+    _refuse_empty(source, config.text_column, [not text.strip() for text in texts])
+    pairs = None
+    if config.text_pair_column is not None:
+        pairs = _read_texts(source, frame, config.text_pair_column, "text_pair_column")
+        if not any(pair.strip() for pair in pairs):
+            raise DataError(f"{source}: column {config.text_pair_column!r} is empty in every row; set text_pair_column")
+    return Examples(source, frame, texts, pairs, _read_labels(source, frame, config), list(range(1, len(frame) + 1)))
+
+
+def _read_texts(source: str, frame: pd.DataFrame, column: str, key: str) -> list[str]:
+    _refuse_missing_column(source, frame, column, key)
+    return [_as_text(value, f"{source}: row {row}, column {column!r}") for row, value in enumerate(frame[column], 1)]
+
+
+# Labels
+
+
+def _read_labels(source: str, frame: pd.DataFrame, config: Config) -> list[LabelSet]:
+    """The labels of each row, sorted: one, but for lists, separated labels and columns of 0 and 1."""
+    column = config.label_column
+    columns = [column] if column in frame.columns else [name.strip() for name in column.split(",")]
+    for name in columns:
+        _refuse_missing_column(source, frame, name, "label_column")
+    if len(columns) > 1:
+        return _read_indicators(source, frame, columns)
+    cells = [(f"{source}: row {row}, column {columns[0]!r}", value) for row, value in enumerate(frame[columns[0]], 1)]
+    if any(isinstance(value, list | np.ndarray) for _, value in cells):
+        labels = [_as_label_set(_as_list(value, where), where) for where, value in cells]
+    elif config.label_separator is not None:
+        labels = [_as_label_set(_split(value, config.label_separator), where) for where, value in cells]
+    else:
+        labels = [_as_label_set([] if _is_blank(value) else [value], where) for where, value in cells]
+        if config.task != "multilabel":
+            _refuse_empty(source, columns[0], [not row for row in labels])
+    return labels
+
+
+def _read_indicators(source: str, frame: pd.DataFrame, columns: list[str]) -> list[LabelSet]:
+    """One column of 0 and 1 per label, the column's name being the label."""
+    meanings = {"0": False, "1": True, "false": False, "true": True}
+    indicators = np.zeros((len(frame), len(columns)), dtype=bool)
+    for place, column in enumerate(columns):
+        for row, value in enumerate(frame[column]):
+            number = "" if _is_missing(value) else str(value).strip().lower().removesuffix(".0")
+            if number not in meanings:
+                raise DataError(
+                    f"{source}: row {row + 1}, column {column!r}: holds {value!r}; where label_column names several columns "
+                    "each holds 0 or 1"
+                )
+            indicators[row, place] = meanings[number]
+    return [tuple(sorted(columns[place] for place in np.flatnonzero(row))) for row in indicators]
+
+
+def _as_list(value: Any, where: str) -> list[Any]:
+    if isinstance(value, list | np.ndarray):
+        return list(value)
+    if _is_missing(value):
+        return []
+    raise DataError(f"{where}: holds {type(value).__name__} {value!r} where other rows hold lists of labels")
+
+
+def _split(value: Any, separator: str) -> list[Any]:
+    """The parts of a cell, blanks around them taken off: "joy | love" -> ["joy", "love"], "" -> []."""
+    if _is_blank(value):
+        return []
+    return [part.strip() for part in value.split(separator)] if isinstance(value, str) else [value]
+
+
+def _as_label_set(values: list[Any], where: str) -> LabelSet:
+    labels = [_as_label(value, where) for value in values]
+    if not all(label.strip() for label in labels):
+        raise DataError(f"{where}: one of the labels {labels!r} is empty; a row without any label holds nothing at all")
+    if len(set(labels)) < len(labels):
+        raise DataError(f"{where}: holds a label twice: {labels!r}")
+    return tuple(sorted(labels))
+
+
+def _as_label(value: Any, where: str) -> str:
+    if _is_missing(value):
+        return ""
+    if isinstance(value, float | np.floating):
+        if not np.isfinite(value):
+            raise DataError(f"{where}: holds {value}; a label is a string or a number")
+        return str(int(value)) if float(value).is_integer() else str(float(value))
+    if not isinstance(value, str | int | np.integer | bool | np.bool_):
+        raise DataError(f"{where}: holds {type(value).__name__} {value!r}; a label is a string or a number")
+    return _encodable(str(value), where)
+
+
+# Checks
+
+
+def _as_text(value: Any, where: str) -> str:
+    if _is_missing(value):
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: holds {type(value).__name__} {value!r}, not a text")
+    return _encodable(value, where)
+
+
+def _encodable(value: str, where: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where}: holds half of a character (a lone surrogate, as of an emoji cut in two); mend the text"
+        ) from None
+    return value
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
+
+
+def _is_blank(value: Any) -> bool:
+    return _is_missing(value) or (isinstance(value, str) and not value.strip())
+
+
+def _refuse_empty(source: str, column: str, is_empty: list[bool]) -> None:
+    empty = [row for row, value in enumerate(is_empty, 1) if value]
+    if empty:
+        raise DataError(
+            f"{source}: column {column!r} is empty in {name_rows(empty)}: every row needs a text and a label; fill or delete them"
+        )
+
+
+def _refuse_missing_column(source: str, frame: pd.DataFrame, column: str, key: str) -> None:
+    if column not in frame.columns:
+        raise DataError(f"{source}: no column {column!r}: {_nearest_column(column, frame.columns)}; set {key}")
+
+
+def _nearest_column(column: str, columns: Iterable[Any]) -> str:
+    names = [str(name) for name in columns]
+    near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return f"{guess}the table has {', '.join(map(repr, names[:20]))}"
+
+
+def rows_where(examples: Examples, test: Callable[[LabelSet], bool]) -> list[int]:
+    """Numbers of the rows whose labels pass a test."""
+    return [row for row, labels in zip(examples.rows, examples.labels, strict=True) if test(labels)]
