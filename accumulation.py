@@ -86,4 +86,4 @@ class _GradientSum:
         if not self._is_sparse:
             return total if self._is_there else None
         rows = tf.where(touched)[:, 0]
-        return tf.IndexedSlices(tf.gather(total, rows), rows, tf.constant(self._shape))
+        return tf.IndexedSlices(tf.gather(total, rows), rows, tf.constant(self._shape.as_list()))

@@ -1,0 +1,110 @@
+"""What each tool against class imbalance buys on a binary table: average precision, and F1 at 0.5 and at the best threshold.
+
+    python -m benchmarks.bench_imbalance --data quora_train.csv --test_data quora_test.csv \
+        --text_column question_text --label_column target --epochs 2 --tool focal --seed 1 --results imbalance.jsonl
+    python -m benchmarks.bench_imbalance --results imbalance.jsonl
+
+The first form trains once and appends a line to the results, the second prints the table of them. All runs of a seed share
+their rows. The threshold is the one with the best F1 on the validation rows; every figure is of the test rows.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve
+
+from config import CommandParser, Config, HubtuneError, fail, make_config
+
+TOOLS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "output bias 0": {},
+    "class_weight": {"class_weight": "balanced"},
+    "focal": {"loss": "focal"},
+    "label_smoothing": {"label_smoothing": 0.1},
+    "oversampling": {"oversampling": 0.25},
+}
+
+
+def run(config: Config, tool: str) -> dict[str, float | str]:
+    """Trains once and scores the test rows."""
+    from data import tokenize
+    from evaluation import Scorer
+    from model import Classifier
+    from splits import load_splits
+    from train import train
+
+    if tool == "output bias 0":
+        Classifier.set_output_bias = lambda *arguments: None  # type: ignore[method-assign]  # what training does without
+    result = train(config)
+    splits, classifier = load_splits(config), result.classifier
+    assert splits.valid is not None
+    assert splits.test is not None
+    (valid, valid_scores), (test, test_scores) = (
+        (
+            splits.task.targets(part.labels),
+            Scorer(classifier).probabilities(
+                tokenize(part.texts, part.pairs, classifier.preprocessor, config.max_seq_length)
+            )[:, 1],
+        )
+        for part in (splits.valid, splits.test)
+    )
+    precision, recall, thresholds = precision_recall_curve(valid, valid_scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    threshold = float(thresholds[f1[:-1].argmax()])
+    return {
+        "tool": tool,
+        "seed": config.seed,
+        "average_precision": average_precision_score(test, test_scores),
+        "f1 at 0.5": f1_score(test, test_scores >= 0.5),
+        "f1 at threshold": f1_score(test, test_scores >= threshold),
+        "threshold": threshold,
+        "test loss": result.metrics["test"]["loss"],
+        "loss at start": result.metrics["train"]["loss_at_start"],
+    }
+
+
+def table(results: Path) -> str:
+    """Mean and standard deviation over the seeds, a line per tool."""
+    frame = pd.DataFrame(map(json.loads, results.read_text().splitlines())).drop(columns="seed")
+    groups = frame.groupby("tool")
+    cells = groups.mean().map("{:.4f}".format) + " ± " + groups.std().map("{:.4f}".format)
+    cells.insert(0, "seeds", groups.size().astype(str))
+    lines = [["tool", *cells.columns], ["---"] * (len(cells.columns) + 1)]
+    lines += [[tool, *cells.loc[tool]] for tool in TOOLS if tool in cells.index]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = CommandParser(prog="python -m benchmarks.bench_imbalance", description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=Path, required=True, help="JSONL file of the runs")
+    parser.add_argument("--tool", choices=TOOLS, help="train with this tool")
+    for key in ("data", "test_data", "text_column", "label_column", "epochs", "seed"):
+        parser.add_argument(f"--{key}", help="as in train.py")
+    arguments: argparse.Namespace = parser.parse_args()
+    values = vars(arguments)
+    results, tool = values.pop("results"), values.pop("tool")
+    if tool is None:
+        print(table(results))
+        return
+    with tempfile.TemporaryDirectory() as output:
+        config = make_config(values | TOOLS[tool] | {"output_dir": output, "wandb_mode": "disabled"})
+        line = json.dumps(run(config, tool))
+    with results.open("a") as file:
+        file.write(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HubtuneError as error:
+        if "--debug" in sys.argv:
+            raise
+        fail(error)
