@@ -5,6 +5,7 @@ Imports no TensorFlow, so that `--help` and a mistyped key answer at once.
 
 import argparse
 import difflib
+import math
 import os
 import sys
 from pathlib import Path
@@ -47,16 +48,20 @@ def _join_commas(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _weights(value: Any) -> Any:
+def _class_weight(value: Any) -> Any:
     """A mapping as text, as the command line and sweeps give it, and labels that YAML reads as numbers, become a dict."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError("is not a mapping such as {spam: 5, ham: 1}") from None
-    return {str(label): weight for label, weight in value.items()} if isinstance(value, dict) else value
+    try:
+        read = yaml.safe_load(value) if isinstance(value, str) else value
+        if isinstance(read, dict):
+            read = {str(label): float(weight) for label, weight in read.items()}
+    except (yaml.YAMLError, TypeError, ValueError):
+        read = None
+    if read in ("none", "balanced") or (isinstance(read, dict) and all(0 < x < math.inf for x in read.values())):
+        return read
+    raise ValueError("should be none, balanced or a mapping such as {spam: 5, ham: 1}, of weights above 0")
 
 
+_SHORTEST_PAIR = 5  # [CLS], a token, [SEP], a token, [SEP]
 OPENED_ONLY = ("freeze_layers", "encoder_dropout", "layer_decay")  # what a hub layer cannot honour
 
 Share = Annotated[float, Field(ge=0)]
@@ -167,9 +172,7 @@ class Config(BaseModel):
         ge=1,
         description="parts of batch_size rows whose gradients are added up for one step; memory for one part is enough",
     )
-    class_weight: Annotated[
-        Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_weights)
-    ] = Field(
+    class_weight: Annotated[Literal["none", "balanced"] | dict[str, float], BeforeValidator(_class_weight)] = Field(
         "none",
         description="weight of a row in the loss by its label: none; balanced: rare labels as much as frequent ones; "
         "or {label: weight}, 1 for labels not named",
@@ -248,6 +251,10 @@ class Config(BaseModel):
                 raise ValueError(f"{key} and label_column are both {column!r}: name two columns")
         if self.text_column == self.text_pair_column:
             raise ValueError(f"text_column and text_pair_column are both {self.text_column!r}: name two columns")
+        if self.text_pair_column is not None and self.max_seq_length < _SHORTEST_PAIR:
+            raise ValueError(
+                f"max_seq_length={self.max_seq_length}: a pair of texts needs {_SHORTEST_PAIR} tokens or more"
+            )
         if self.valid_data is not None and self.valid_split:
             raise ValueError("valid_data and valid_split both say where validation rows come from: set one of them")
         if (

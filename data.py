@@ -46,7 +46,7 @@ class Tokens:
         return Tokens(self.word_ids[pieces], self.type_ids[pieces], offsets, 0)
 
 
-def tokenize(texts: list[str], pairs: list[str] | None, preprocessor: Any, max_seq_length: int) -> Tokens:
+def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int, pairs: list[str] | None = None) -> Tokens:
     """Turns texts, or pairs of them, into token ids with a TF-Hub preprocessor, a block of rows per `tf.py_function` call.
 
     The preprocessor's own `tokenize` and `bert_pack_inputs` are called, the very ones that the exported model carries, so

@@ -66,10 +66,11 @@ class ClassificationLoss(tf_keras.losses.Loss):
 def exact_match(kind: Kind) -> tf_keras.metrics.Metric:
     """Accuracy from logits: the share of rows whose labels are all right, by 0.5 or by the likeliest of several."""
 
-    def right(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    def matches(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         if kind == "multiclass":
             chosen = tf.argmax(logits, axis=-1, output_type=tf.int64)
             return tf.reshape(tf.cast(targets, tf.int64), [-1]) == chosen
-        return tf.reduce_all((tf.reshape(targets, tf.shape(logits)) > 0) == (logits > 0), axis=-1)
+        right = (tf.reshape(targets, tf.shape(logits)) > 0) == (logits > 0)
+        return tf.reduce_all(right, axis=-1) if kind == "multilabel" else tf.reshape(right, [-1])
 
-    return tf_keras.metrics.MeanMetricWrapper(right, name="accuracy")
+    return tf_keras.metrics.MeanMetricWrapper(matches, name="accuracy")

@@ -78,7 +78,7 @@ def train(config: Config) -> Result:
     if classifier.encoder.note:
         print(f"note: {classifier.encoder.note}", flush=True)
     tokens = {
-        name: tokenize(part.texts, part.pairs, classifier.preprocessor, config.max_seq_length)
+        name: tokenize(part.texts, classifier.preprocessor, config.max_seq_length, part.pairs)
         for name, part in splits.parts.items()
     }
     _describe_tokens(config, tokens)

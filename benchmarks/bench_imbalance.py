@@ -48,9 +48,9 @@ def run(config: Config, tool: str) -> dict[str, float | str]:
     (valid, valid_scores), (test, test_scores) = (
         (
             splits.task.targets(part.labels),
-            Scorer(classifier).probabilities(
-                tokenize(part.texts, part.pairs, classifier.preprocessor, config.max_seq_length)
-            )[:, 1],
+            Scorer(classifier).probabilities(tokenize(part.texts, classifier.preprocessor, config.max_seq_length))[
+                :, 1
+            ],
         )
         for part in (splits.valid, splits.test)
     )

@@ -49,7 +49,7 @@ def test_ids_and_outputs_agree_with_pytorch(name: str, tmp_path: Path) -> None:
     paths = find_encoder(Config(data="-", encoder=str(tmp_path / name)))
     with np.load(REFERENCES / f"{name}.npz") as reference:
         mask = reference["input_mask"]
-        inputs, _ = pack(hub.load(paths.preprocessor), tf.constant(reference["texts"]), mask.shape[1])
+        inputs, _ = pack(hub.load(paths.preprocessor), [tf.constant(reference["texts"])], mask.shape[1])
         for key, ids in inputs.items():
             np.testing.assert_array_equal(ids, reference[key])
         outputs = hub.load(paths.encoder)(inputs, training=False)
@@ -420,6 +420,6 @@ def test_a_checkpoint_is_needed_for_its_conversion_only(folder: Path, tmp_path: 
     encoders.main(["convert", str(folder), str(tmp_path / "converted")])
     shutil.rmtree(folder)
     paths = find_encoder(Config(data="-", encoder=str(tmp_path / "converted")))
-    assert hub.load(paths.encoder)(pack(hub.load(paths.preprocessor), tf.constant(["good"]), 8)[0])[
+    assert hub.load(paths.encoder)(pack(hub.load(paths.preprocessor), [tf.constant(["good"])], 8)[0])[
         "default"
     ].shape == (1, 32)

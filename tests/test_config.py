@@ -166,3 +166,44 @@ def test_options_of_opened_encoders_need_one_that_is_trained(option: str) -> Non
         parse_command_line(["--data", "x", f"--{option}", "--encoder_mode", "hub"])
     with pytest.raises(ConfigError, match=f"{key} is about training the encoder, and trainable is false"):
         parse_command_line(["--data", "x", f"--{option}", "--trainable", "false"])
+
+
+def test_weights_of_labels_are_a_mapping_also_as_text() -> None:
+    expected = {"1": 5.0, "spam": 0.5}
+    assert parse("--data=x", "--class_weight={1: 5, spam: 0.5}").class_weight == expected
+    assert parse("--data=x", "--class_weight", '{"1": 5, "spam": 0.5}').class_weight == expected
+    config = Config(data="x", class_weight={1: 5, "spam": 0.5})
+    assert config.class_weight == expected
+    assert Config(**yaml.safe_load(config.to_yaml())) == config
+    assert parse("--data=x", "--class_weight=balanced").class_weight == "balanced"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("class_weight=equal", "class_weight='equal': should be none, balanced or a mapping such as {spam: 5, ham: 1}"),
+        ("class_weight={spam: 0}", "class_weight='{spam: 0}': should be none, balanced or a mapping such as"),
+        ("class_weight={spam: 5", "class_weight='{spam: 5': should be none, balanced or a mapping such as"),
+        ("class_weight={spam: [1]}", "class_weight='{spam: [1]}': should be none, balanced or a mapping such as"),
+        ("text_pair_column=text", "text_column and text_pair_column are both 'text': name two columns"),
+        ("text_pair_column=label", "text_pair_column and label_column are both 'label': name two columns"),
+        ("label_column=a,text", "text_column and label_column are both 'text': name two columns"),
+        ("label_separator=", "label_separator='': string should have at least 1 character"),
+        ("task=regression", "task='regression': input should be 'auto', 'binary', 'multiclass' or 'multilabel'"),
+        ("oversampling=1.5", "oversampling='1.5': input should be less than or equal to 1"),
+        (
+            "gradient_accumulation_steps=0",
+            "gradient_accumulation_steps='0': input should be greater than or equal to 1",
+        ),
+    ],
+)
+def test_options_of_pairs_labels_and_imbalance_are_checked(option: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("--data", "x", f"--{option}")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pair_needs_room_for_both_texts() -> None:
+    with pytest.raises(ConfigError, match="max_seq_length=4: a pair of texts needs 5 tokens or more"):
+        parse("--data=x", "--text_pair_column=other", "--max_seq_length=4")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data import INPUT_NAMES, Tokens, num_batches, pad, score_batches, train_batches
+from data import INPUT_NAMES, Tokens, num_batches, pad, rows_per_epoch, score_batches, train_batches
 
 
 def make_tokens(lengths: list[int]) -> Tokens:
@@ -25,7 +25,7 @@ def epochs(
     tokens: Tokens, batch_size: int, count: int, seed: int = 0
 ) -> list[list[tuple[dict[str, np.ndarray], np.ndarray]]]:
     batches = train_batches(tokens, np.arange(len(tokens)), batch_size, seed).as_numpy_iterator()
-    return [list(itertools.islice(batches, num_batches(tokens, batch_size))) for _ in range(count)]
+    return [list(itertools.islice(batches, num_batches(len(tokens), batch_size))) for _ in range(count)]
 
 
 def test_padding_example() -> None:
@@ -41,6 +41,29 @@ def test_every_epoch_holds_every_row_once_with_its_own_label(tokens: Tokens) -> 
         for inputs, labels in epoch:
             assert (inputs["input_word_ids"][:, 0] == labels + 1).all()
             assert (inputs["input_mask"].sum(axis=1) == tokens.lengths[labels]).all()
+
+
+def test_rows_are_drawn_as_often_as_asked_and_newly_each_epoch(tokens: Tokens) -> None:
+    draws = np.where(np.arange(1000) % 10 == 0, 2.5, 1.0)
+    batches = train_batches(tokens, np.arange(1000), 32, 0, draws).as_numpy_iterator()
+    assert rows_per_epoch(draws) == 1150
+    counts = []
+    for _ in range(40):
+        rows = np.concatenate([labels for _, labels in itertools.islice(batches, num_batches(1150, 32))])
+        assert len(rows) == 1150
+        counts.append(np.bincount(rows, minlength=1000))
+    assert np.unique(np.array(counts)[:, 1]).tolist() == [1]
+    often = np.array(counts)[:, ::10]
+    assert np.unique(often).tolist() == [2, 3]
+    assert often.sum(axis=1).tolist() == [250] * 40
+    assert np.abs(often.mean(axis=0) - 2.5).max() < 0.4  # each of them, not always the same ones
+    assert len({tuple(row) for row in often}) == 40
+
+
+def test_some_texts_of_many_keep_their_ids(tokens: Tokens) -> None:
+    some = tokens.take(np.array([7, 0]))
+    assert some.lengths.tolist() == tokens.lengths[[7, 0]].tolist()
+    assert some.word_ids.tolist() == [8] * tokens.lengths[7] + [1] * tokens.lengths[0]
 
 
 def test_epochs_differ_and_the_seed_decides_them(tokens: Tokens) -> None:
@@ -76,5 +99,5 @@ def test_scoring_batches_say_where_each_row_belongs(tokens: Tokens) -> None:
 
 def test_the_last_partial_batch_is_kept() -> None:
     tokens = make_tokens([3] * 33)
-    assert num_batches(tokens, 32) == 2
+    assert num_batches(33, 32) == 2
     assert sorted(len(labels) for _, labels in epochs(tokens, 32, 1)[0]) == [1, 32]

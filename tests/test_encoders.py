@@ -29,7 +29,7 @@ UNCASED = full_tokenizer(lower_case=True)
 
 def test_ids_and_outputs_agree_with_pytorch_on_the_original_files(minilm_paths: EncoderPaths) -> None:
     preprocessor, encoder = hub.load(minilm_paths.preprocessor), hub.load(minilm_paths.encoder)
-    inputs, _ = pack(preprocessor, tf.constant(REFERENCE["texts"]), max_seq_length=128)
+    inputs, _ = pack(preprocessor, [tf.constant(REFERENCE["texts"])], max_seq_length=128)
     np.testing.assert_array_equal(inputs["input_word_ids"], REFERENCE["input_word_ids"])
     np.testing.assert_array_equal(inputs["input_mask"], REFERENCE["input_mask"])
     assert not inputs["input_type_ids"].numpy().any()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,23 +16,27 @@ import tf_keras
 
 from config import Config, ConfigError, DataError
 from data import pack
-from model import Classifier, build_classifier, compile_classifier, export_classifier
+from export import export_classifier
+from model import Classifier, build_classifier, compile_classifier
 from spec import EncoderPaths
+from tasks import Kind, Task
 
 TEXTS = ["it is good", "the worst, and it is not even cheap!", "", "a b c d e f g h i j k"]
 
 
-def build(paths: EncoderPaths, labels: tuple[str, ...] = ("neg", "pos"), **options: object) -> Classifier:
+def build(
+    paths: EncoderPaths, labels: tuple[str, ...] = ("neg", "pos"), kind: Kind | None = None, **options: object
+) -> Classifier:
     tf_keras.utils.set_random_seed(0)
     return build_classifier(
         Config(data="-", encoder=paths.encoder, **{"max_seq_length": 64, "precision": "float32", **options}),
         paths,
-        list(labels),
+        Task(kind or ("binary" if len(labels) == 2 else "multiclass"), list(labels)),
     )
 
 
 def inputs_of(paths: EncoderPaths, texts: list[str] = TEXTS) -> dict[str, tf.Tensor]:
-    return pack(hub.load(paths.preprocessor), tf.constant(texts), 64)[0]
+    return pack(hub.load(paths.preprocessor), [tf.constant(texts)], 64)[0]
 
 
 def train_once(classifier: Classifier, paths: EncoderPaths, **options: float) -> dict[str, float]:
@@ -131,7 +136,7 @@ STRANGER = """
 import json, sys
 import numpy as np, tensorflow as tf, tensorflow_text
 serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-given = serve(text=tf.constant(json.loads(sys.argv[2])))
+given = serve(**{name: tf.constant(texts) for name, texts in json.loads(sys.argv[2]).items()})
 print(json.dumps({"label": [x.decode() for x in given["label"].numpy()], "probability": given["probability"].numpy().tolist(),
                   "probabilities": given["probabilities"].numpy().tolist()}))
 """
@@ -151,18 +156,52 @@ def test_the_export_needs_neither_this_project_nor_the_hub_directories(
     expected = classifier.probabilities(classifier.token_model(inputs_of(paths))).numpy()
     for directory in ("e", "p"):
         shutil.rmtree(tmp_path / directory)
-    elsewhere = shutil.move(tmp_path / "model", tmp_path / "moved")
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(elsewhere), json.dumps(TEXTS)],
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    given = json.loads(done.stdout)
+    given = serve_as_a_stranger((tmp_path / "model").rename(tmp_path / "moved"), text=TEXTS)
     np.testing.assert_allclose(given["probabilities"], expected, atol=1e-6)
     assert given["label"] == [labels[i] for i in expected.argmax(axis=1)]
     np.testing.assert_allclose(given["probability"], expected.max(axis=1), atol=1e-6)
+
+
+def serve_as_a_stranger(directory: Path, **texts: list[str]) -> dict[str, list[Any]]:
+    """What an exported model gives in a process of its own, far from this project."""
+    arguments = [sys.executable, "-c", STRANGER, str(directory), json.dumps(texts)]
+    return json.loads(subprocess.run(arguments, cwd="/", capture_output=True, text=True, check=True).stdout)
+
+
+def test_an_export_of_pairs_takes_both_texts(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
+    classifier = build(tiny_paths, text_pair_column="other")
+    seconds = ["it was good", "", "the best", "z"]
+    export_classifier(classifier, str(tmp_path / "model"), threshold=0.5)
+    inputs = pack(hub.load(tiny_paths.preprocessor), [tf.constant(TEXTS), tf.constant(seconds)], 64)[0]
+    expected = classifier.probabilities(classifier.token_model(inputs)).numpy()
+    given = serve_as_a_stranger(tmp_path / "model", text=TEXTS, text_pair=seconds)
+    np.testing.assert_allclose(given["probabilities"], expected, atol=1e-6)
+    swapped = serve_as_a_stranger(tmp_path / "model", text=seconds, text_pair=TEXTS)
+    assert np.abs(np.array(swapped["probabilities"]) - expected).max() > 1e-3
+
+
+def test_an_export_of_many_labels_joins_those_that_reach_the_threshold(
+    tiny_paths: EncoderPaths, tmp_path: Path
+) -> None:
+    classifier = build(tiny_paths, ("a", "b", "ü"), "multilabel")
+    classifier.set_output_bias(np.array([0.0, 0.3, -0.1], np.float32))
+    classifier.token_model.get_layer("logits").kernel.assign(np.random.default_rng(0).normal(size=(16, 3)))
+    export_classifier(classifier, str(tmp_path / "model"), threshold=0.6)
+    expected = tf.sigmoid(classifier.token_model(inputs_of(tiny_paths))).numpy()
+    given = serve_as_a_stranger(tmp_path / "model", text=TEXTS)
+    np.testing.assert_allclose(given["probabilities"], expected, atol=1e-6)
+    np.testing.assert_allclose(given["probability"], expected.max(axis=1), atol=1e-6)
+    names = np.array(["a", "b", "ü"])
+    assert given["label"] == ["|".join(names[row >= 0.6]) for row in expected]
+    assert len(set(given["label"])) > 1
+
+
+def test_the_logits_start_at_their_bias(tiny_paths: EncoderPaths) -> None:
+    classifier = build(tiny_paths, ("a", "b", "c"))
+    bias = np.array([0.5, -1.0, 2.0], np.float32)
+    classifier.set_output_bias(bias)
+    assert np.abs(classifier.token_model(inputs_of(tiny_paths)) - bias).max() < 0.5
+    assert np.abs(classifier.text_model(tf.constant(TEXTS)) - bias).max() < 0.5
 
 
 def test_an_export_with_a_published_preprocessor_carries_its_vocabulary_file(
@@ -178,14 +217,8 @@ def test_an_export_with_a_published_preprocessor_carries_its_vocabulary_file(
     expected = classifier.probabilities(classifier.text_model(tf.constant(TEXTS))).numpy()
     export_classifier(classifier, str(tmp_path / "model"), threshold=0.5)
     shutil.rmtree(published)
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(tmp_path / "model"), json.dumps(TEXTS)],
-        cwd="/",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    np.testing.assert_allclose(json.loads(done.stdout)["probabilities"], expected, atol=1e-6)
+    given = serve_as_a_stranger(tmp_path / "model", text=TEXTS)
+    np.testing.assert_allclose(given["probabilities"], expected, atol=1e-6)
 
 
 def test_the_threshold_inside_the_export_decides_the_label(tiny_paths: EncoderPaths, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from data import Tokens, pack, tokenize
 from model import build_classifier
 from preprocessor import build_preprocessor
 from spec import EncoderPaths, full_tokenizer
+from tasks import Task
 
 TEXT_COLUMNS = {
     "goemotions_dev.csv": ["text"],
@@ -85,6 +86,30 @@ def full_tokenizer_ids(texts: list[str], paths: EncoderPaths, lower: bool, max_s
     return ids
 
 
+def full_tokenizer_pairs(pairs: list[tuple[str, str]], paths: EncoderPaths, max_seq_length: int) -> list[list[int]]:
+    """Ids and type ids of pairs by Model Garden's own code, padding taken off, the ones after the others."""
+    tokenizer = FullTokenizer(_vocab_file(paths))
+    ids = []
+    for text, pair in pairs:
+        feature = convert_single_example(0, InputExample("0", text, pair, label="0"), ["0"], max_seq_length, tokenizer)
+        length = sum(feature.input_mask)
+        ids.append(feature.input_ids[:length] + feature.segment_ids[:length])
+    return ids
+
+
+def pairs_as_lists(tokens: Tokens) -> list[list[int]]:
+    types = np.split(tokens.type_ids, tokens.offsets[1:-1])
+    return [ids + part.tolist() for ids, part in zip(as_lists(tokens), types, strict=True)]
+
+
+def real_pairs(every: int) -> list[tuple[str, str]]:
+    pairs = []
+    for name in ("mrpc_train.csv", "mrpc_test.csv"):
+        frame = pd.read_csv(real_data(name), dtype=str, keep_default_na=False)
+        pairs += list(zip(frame["sentence1"], frame["sentence2"], strict=True))
+    return pairs[::every]
+
+
 def as_lists(tokens: Tokens) -> list[list[int]]:
     return [part.tolist() for part in np.split(tokens.word_ids, tokens.offsets[1:-1])]
 
@@ -124,11 +149,63 @@ def test_ids_equal_model_gardens_on_every_real_text(
     assert differences == 0
 
 
+@pytest.mark.parametrize("max_seq_length", [128, 40, 5])
+def test_pairs_equal_model_gardens_whichever_is_cut(minilm_paths: EncoderPaths, max_seq_length: int) -> None:
+    """At 40 tokens nearly all of these pairs are cut, where the one text is longer, or the other, or neither."""
+    hard = [(one, other) for one in HARD if one.strip() for other in ("short", "word " * 60) if other.strip()]
+    pairs = real_pairs(every=10) + hard + [(other, one) for one, other in hard if one.split() and one[0].isalpha()]
+    texts, seconds = map(list, zip(*pairs, strict=True))
+    ours = tokenize(texts, hub.load(minilm_paths.preprocessor), max_seq_length, seconds)
+    expected = full_tokenizer_pairs(pairs, minilm_paths, max_seq_length)
+    assert [i for i, (a, b) in enumerate(zip(pairs_as_lists(ours), expected, strict=True)) if a != b] == []
+
+
+@pytest.mark.slow
+def test_every_real_pair_equals_model_gardens(minilm_paths: EncoderPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = real_pairs(every=1)
+    for max_seq_length in (128, 40):
+        ours = tokenize(
+            [text for text, _ in pairs],
+            hub.load(minilm_paths.preprocessor),
+            max_seq_length,
+            [pair for _, pair in pairs],
+        )
+        expected = full_tokenizer_pairs(pairs, minilm_paths, max_seq_length)
+        differences = sum(a != b for a, b in zip(pairs_as_lists(ours), expected, strict=True))
+        with capsys.disabled():
+            print(
+                f"\n{max_seq_length} tokens: {len(pairs):,} pairs compared, {ours.num_cut:,} cut, {differences} differ"
+            )
+        assert differences == 0
+
+
+def test_an_empty_second_text_is_an_empty_second_segment(minilm_paths: EncoderPaths) -> None:
+    """As in Hugging Face's tokenizers; Model Garden's leave the second [SEP] out."""
+    tokens = tokenize(["one two"], hub.load(minilm_paths.preprocessor), 16, [""])
+    assert tokens.type_ids.tolist() == [0, 0, 0, 0, 1]
+    assert tokens.word_ids[-1] == tokens.word_ids[-2] != tokens.word_ids[0]
+
+
+def test_the_text_model_sees_the_pairs_that_training_saw(minilm_paths: EncoderPaths) -> None:
+    config = Config(data="-", max_seq_length=40, text_pair_column="other")
+    classifier = build_classifier(config, minilm_paths, Task("binary", ["a", "b"]))
+    texts, seconds = map(list, zip(*real_pairs(every=300), strict=True))
+    trained_on = pairs_as_lists(tokenize(texts, classifier.preprocessor, 40, seconds))
+    inside = classifier.text_model.get_layer("preprocess")([tf.constant(texts), tf.constant(seconds)])
+    served = [
+        [*ids[mask.astype(bool)], *types[mask.astype(bool)]]
+        for ids, types, mask in zip(
+            *(inside[name].numpy() for name in ("input_word_ids", "input_type_ids", "input_mask")), strict=True
+        )
+    ]
+    assert served == trained_on
+
+
 def test_the_text_model_sees_the_ids_that_training_saw(minilm_paths: EncoderPaths) -> None:
-    classifier = build_classifier(Config(data="-", max_seq_length=64), minilm_paths, ["a", "b"])
+    classifier = build_classifier(Config(data="-", max_seq_length=64), minilm_paths, Task("binary", ["a", "b"]))
     texts = HARD + real_texts(every=4000)
     trained_on = tokenize(texts, classifier.preprocessor, 64)
-    inside = classifier.text_model.get_layer("preprocess")(tf.constant(texts))
+    inside = classifier.text_model.get_layer("preprocess")([tf.constant(texts)])
     served = [
         ids[mask.astype(bool)].tolist()
         for ids, mask in zip(inside["input_word_ids"].numpy(), inside["input_mask"].numpy(), strict=True)
@@ -154,9 +231,9 @@ def test_a_named_preprocessor_rules_over_full_tokenizer(minilm_paths: EncoderPat
     assert ours[1] == theirs[1]
     assert ours[0] != theirs[0]
     classifier = build_classifier(
-        Config(data="-", max_seq_length=16), EncoderPaths(minilm_paths.encoder, published), ["a", "b"]
+        Config(data="-", max_seq_length=16), EncoderPaths(minilm_paths.encoder, published), Task("binary", ["a", "b"])
     )
-    inside = classifier.text_model.get_layer("preprocess")(tf.constant(texts[:1]))
+    inside = classifier.text_model.get_layer("preprocess")([tf.constant(texts[:1])])
     assert inside["input_word_ids"].numpy()[0].tolist() == theirs[0]
 
 
@@ -167,8 +244,8 @@ def test_texts_are_cut_to_max_seq_length_and_counted(minilm_paths: EncoderPaths)
 
 
 def test_packing_pads_to_the_longest_text_of_the_batch(minilm_paths: EncoderPaths) -> None:
-    inputs, num_tokens = pack(hub.load(minilm_paths.preprocessor), tf.constant(["one two", "one"]), 128)
+    inputs, num_tokens = pack(hub.load(minilm_paths.preprocessor), [tf.constant(["one two", "one"])], 128)
     assert inputs["input_mask"].numpy().tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert num_tokens.numpy().tolist() == [4, 3]
-    inputs, _ = pack(hub.load(minilm_paths.preprocessor), tf.constant([], tf.string), 128)
+    inputs, _ = pack(hub.load(minilm_paths.preprocessor), [tf.constant([], tf.string)], 128)
     assert inputs["input_word_ids"].shape[0] == 0

@@ -17,7 +17,13 @@ import pytest
 import tensorflow as tf
 import yaml
 from conftest import ROOT, SAMPLE, MakeTable
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    label_ranking_average_precision_score,
+    log_loss,
+)
 
 from config import Config, ConfigError, DataError, HubtuneError
 from spec import EncoderPaths
@@ -172,6 +178,115 @@ def test_more_than_two_labels_train_as_multiclass(tiny_paths: EncoderPaths, tmp_
     assert serve(result.run_directory, ["it"])["probabilities"].shape == (1, 3)
 
 
+def test_many_labels_a_row_train_score_and_serve(
+    tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which words a text holds are its labels; a few texts hold none of them."""
+    words = ("good", "bad", "it")
+    random = np.random.default_rng(0)
+    sets = [[word for word in words if random.random() < share] for share in random.choice([0.2, 0.5], 300)]
+    rows = [(" ".join([*labels, "a", str(i)]), "; ".join(labels)) for i, labels in enumerate(sets)]
+    config = settings(
+        tiny_paths,
+        tmp_path,
+        data=table(rows),
+        valid_split=0.2,
+        label_separator=";",
+        epochs=6,
+        monitor="val_micro_f1",
+        early_stopping_patience=6,
+    )
+    result = train(config)
+    printed = capsys.readouterr().out
+    none, several = sum(not row for row in sets), sum(len(row) > 1 for row in sets)
+    assert f"task: multilabel (3 labels in 'label', {several} of 300 rows have several, {none} have none)" in printed
+    assert (result.metrics["task"], result.metrics["labels"]) == ("multilabel", ["bad", "good", "it"])
+    predictions = pd.read_csv(tmp_path / "run" / "valid_predictions.csv", keep_default_na=False)
+    labels = result.metrics["labels"]
+    scores = predictions[[f"probability_{label}" for label in labels]].to_numpy()
+    truth = np.array([[label in row.split("; ") for label in labels] for row in predictions["label"]])
+    expected = {
+        "examples": 60,
+        "loss": log_loss(truth.ravel(), scores.ravel()),
+        "accuracy": (truth == (scores >= 0.5)).all(axis=1).mean(),
+        "macro_f1": f1_score(truth, scores >= 0.5, average="macro"),
+        "micro_f1": f1_score(truth, scores >= 0.5, average="micro"),
+        "average_precision": average_precision_score(truth, scores, average="macro"),
+        "label_ranking_average_precision": label_ranking_average_precision_score(truth, scores),
+    }
+    assert result.metrics["valid"] == pytest.approx(expected, abs=1e-5)
+    assert result.metrics["valid"]["micro_f1"] > 0.9
+    given = serve(result.run_directory, predictions["text"].tolist())
+    assert [label.decode() for label in given["label"]] == predictions["predicted_label"].tolist()
+    np.testing.assert_allclose(given["probabilities"], scores, atol=1e-5)
+
+
+def test_pairs_train_and_serve(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
+    """The label says whether both texts hold the same word: neither text alone tells."""
+    random = np.random.default_rng(0)
+    words = np.array(["good", "bad"])
+    one, other = words[random.integers(0, 2, (2, 400))]
+    frame = pd.DataFrame({"one": one, "other": other, "label": np.where(one == other, "same", "different")})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    result = train(
+        settings(
+            tiny_paths,
+            tmp_path,
+            data=str(tmp_path / "t.csv"),
+            text_column="one",
+            text_pair_column="other",
+            valid_split=0.2,
+            epochs=12,
+            learning_rate=1e-2,
+            pooling="mean",
+        )
+    )
+    assert result.metrics["valid"]["accuracy"] == 1.0
+    signature = tf.saved_model.load(str(tmp_path / "run" / "model")).signatures["serving_default"]
+    given = signature(text=tf.constant(["good", "bad", "good"]), text_pair=tf.constant(["good", "bad", "bad"]))
+    assert given["label"].numpy().tolist() == [b"same", b"same", b"different"]
+
+
+def test_training_starts_at_the_shares_of_the_labels(
+    tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(f"it is good {i}", "rare" if i % 20 == 0 else "common") for i in range(400)]
+    result = train(settings(tiny_paths, tmp_path, data=table(rows), epochs=1))
+    entropy = -(0.05 * np.log(0.05) + 0.95 * np.log(0.95))
+    assert result.metrics["train"]["loss_at_start"] == pytest.approx(entropy, abs=0.02)  # without the bias: 0.69
+    assert "step 0: loss 0." in capsys.readouterr().out
+
+
+def test_a_weight_for_an_unknown_label_writes_no_run(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="class_weight: no label 'postive' in the training table: did you mean 'positive'"
+    ):
+        train(settings(tiny_paths, tmp_path / "out", class_weight={"postive": 2}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_accumulated_steps_and_oversampled_rows_are_counted_as_what_they_are(
+    tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable
+) -> None:
+    rows = [(f"it is good {i}", "rare" if i % 10 == 0 else "common") for i in range(200)]
+    result = train(
+        settings(
+            tiny_paths,
+            tmp_path,
+            data=table(rows),
+            valid_split=0,
+            epochs=1,
+            batch_size=16,
+            gradient_accumulation_steps=2,
+            oversampling=0.5,
+        )
+    )
+    report = result.metrics["train"]
+    assert report["examples"] == 200
+    assert report["steps_run"] == 9  # 270 rows an epoch (180 and half as many), 32 a step
+    assert report["examples_per_second"] == pytest.approx(270 / report["seconds"])
+
+
 def test_a_second_run_into_the_first_is_refused_and_the_first_kept(run: Result, tiny_paths: EncoderPaths) -> None:
     with pytest.raises(DataError, match=r"run directory .*run is not empty: choose another run_name"):
         train(settings(tiny_paths, run.run_directory.parent))
@@ -211,7 +326,9 @@ def test_the_f1_of_the_positive_class_cannot_be_monitored_without_one(
     tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable
 ) -> None:
     rows = [(f"{label} {i}", label) for i in range(20) for label in "abc"]
-    with pytest.raises(ConfigError, match="monitor=val_f1: it needs two labels, there are 3; use val_macro_f1"):
+    with pytest.raises(
+        ConfigError, match="monitor=val_f1: it belongs to binary tasks, and this one is multiclass; use val_macro_f1"
+    ):
         train(settings(tiny_paths, tmp_path / "out", data=table(rows), monitor="val_f1"))
 
 
