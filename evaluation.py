@@ -15,7 +15,7 @@ from sklearn.metrics import (
     log_loss,
 )
 
-from data import Tokens, score_batches
+from data import INPUT_NAMES, Tokens, score_batches
 from examples import PREDICTION_COLUMNS, Examples
 from model import Classifier
 from tasks import Task
@@ -31,7 +31,8 @@ class Scorer:
         model = classifier.token_model
         self.task = classifier.task
         self._run = tf.function(
-            lambda inputs: classifier.probabilities(model(inputs, training=False)), reduce_retracing=True
+            lambda inputs: classifier.probabilities(model(inputs, training=False)),
+            input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in INPUT_NAMES}],
         )
 
     def probabilities(self, tokens: Tokens) -> np.ndarray:
