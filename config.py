@@ -50,8 +50,10 @@ def _join_commas(value: Any) -> Any:
 
 def _class_weight(value: Any) -> Any:
     """A mapping as text, as the command line and sweeps give it, and labels that YAML reads as numbers, become a dict."""
+    if isinstance(value, dict) and any(isinstance(label, bool) for label in value):
+        raise ValueError("should have its labels in quotes: YAML reads yes, no, true and false without them as truth values")
     try:
-        read = yaml.safe_load(value) if isinstance(value, str) else value
+        read = yaml.load(value, yaml.BaseLoader) if isinstance(value, str) else value  # BaseLoader: all scalars are texts
         if isinstance(read, dict):
             read = {str(label): float(weight) for label, weight in read.items()}
     except (yaml.YAMLError, TypeError, ValueError):

@@ -176,6 +176,9 @@ def test_weights_of_labels_are_a_mapping_also_as_text() -> None:
     assert config.class_weight == expected
     assert Config(**yaml.safe_load(config.to_yaml())) == config
     assert parse("--data=x", "--class_weight=balanced").class_weight == "balanced"
+    assert parse("--data=x", "--class_weight={yes: 5}").class_weight == {"yes": 5.0}
+    with pytest.raises(ValueError, match="should have its labels in quotes: YAML reads yes, no, true and false without"):
+        Config(data="x", class_weight=yaml.safe_load("{yes: 5}"))
 
 
 @pytest.mark.parametrize(
