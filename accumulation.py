@@ -44,7 +44,8 @@ class AccumulatingModel(tf_keras.Model):
         scaled = isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
         with tf.GradientTape() as tape:
             logits = self(inputs, training=True)
-            loss = self.compiled_loss(targets, logits) * tf.cast(tf.shape(targets)[0] / num_rows, tf.float32)
+            loss = self.compiled_loss(targets, logits, regularization_losses=self.losses)
+            loss *= tf.cast(tf.shape(targets)[0] / num_rows, tf.float32)
             loss = self.optimizer.get_scaled_loss(loss) if scaled else loss
         self.compiled_metrics.update_state(targets, logits)
         gradients = tape.gradient(loss, self.trainable_variables)

@@ -45,15 +45,25 @@ def _split_commas(value: Any) -> Any:
 
 
 def _join_commas(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    if not all(isinstance(name, str) and "," not in name for name in value):
+        raise ValueError("should be names of columns, in quotes where YAML reads them otherwise, and without commas")
+    return ",".join(value)
 
 
 def _class_weight(value: Any) -> Any:
     """A mapping as text, as the command line and sweeps give it, and labels that YAML reads as numbers, become a dict."""
     if isinstance(value, dict) and any(isinstance(label, bool) for label in value):
-        raise ValueError("should have its labels in quotes: YAML reads yes, no, true and false without them as truth values")
+        raise ValueError(
+            "should have its labels in quotes: YAML reads yes, no, true and false without them as truth values"
+        )
+    if isinstance(value, dict) and any(isinstance(weight, bool) for weight in value.values()):
+        raise ValueError("should have numbers for weights")
     try:
-        read = yaml.load(value, yaml.BaseLoader) if isinstance(value, str) else value  # BaseLoader: all scalars are texts
+        read = (
+            yaml.load(value, yaml.BaseLoader) if isinstance(value, str) else value
+        )  # BaseLoader: all scalars are texts
         if isinstance(read, dict):
             read = {str(label): float(weight) for label, weight in read.items()}
     except (yaml.YAMLError, TypeError, ValueError):
@@ -249,7 +259,7 @@ class Config(BaseModel):
     def _keys_agree(self) -> "Config":
         columns = {"text_column": self.text_column, "text_pair_column": self.text_pair_column}
         for key, column in columns.items():
-            if column in {self.label_column, *self.label_column.split(",")}:
+            if column in {self.label_column, *self.label_columns}:
                 raise ValueError(f"{key} and label_column are both {column!r}: name two columns")
         if self.text_column == self.text_pair_column:
             raise ValueError(f"text_column and text_pair_column are both {self.text_column!r}: name two columns")
@@ -275,6 +285,11 @@ class Config(BaseModel):
         if self.early_stopping_patience and self.valid_data is None and self.valid_split == 0:
             raise ValueError("early_stopping_patience needs validation rows: set valid_data or valid_split")
         return self
+
+    @property
+    def label_columns(self) -> list[str]:
+        """The columns that `label_column` names, if none has all of it as its name."""
+        return [name.strip() for name in self.label_column.split(",")]
 
     @property
     def opened_only(self) -> list[str]:

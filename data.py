@@ -132,12 +132,16 @@ def rows_per_epoch(draws: np.ndarray) -> int:
 
 
 def _draw(draws: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Rows, each drawn as often as `draws` says, by systematic sampling: whole parts always, what is left by chance."""
+    """Rows, each drawn as often as `draws` says: whole parts always, what is left by systematic sampling."""
     order = random.permutation(len(draws))
-    total = rows_per_epoch(draws)
-    reached = np.cumsum(draws[order]) * (total / draws.sum())
-    reached[-1] = total  # whatever the sum's float error
-    return np.repeat(order, np.diff(np.floor(reached + random.random()), prepend=0).astype(np.int64))
+    whole = np.floor(draws[order])
+    parts = draws[order] - whole
+    total = rows_per_epoch(draws) - int(whole.sum())
+    if total:
+        reached = np.cumsum(parts) * (total / parts.sum())
+        reached[-1] = total  # whatever the sum's float error
+        whole += np.diff(np.floor(reached + random.random()), prepend=0)
+    return np.repeat(order, whole.astype(np.int64))
 
 
 def score_batches(tokens: Tokens, batch_size: int) -> tf.data.Dataset:

@@ -2,6 +2,8 @@
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
+import csv
+import json
 from typing import Any
 
 import numpy as np
@@ -48,7 +50,9 @@ def metrics(task: Task, targets: np.ndarray, probabilities: np.ndarray, threshol
     """Metrics of probabilities, float32 [N, K], against targets as `Task.targets` makes them, all by scikit-learn.
 
     `average_precision` is that of the positive class in binary tasks, else the mean over the labels that occur. Multi-label
-    tasks: `loss` is the mean over rows and labels, `accuracy` the share of rows whose labels are all right.
+    tasks: `loss` is the mean over rows and labels, `accuracy` the share of rows whose labels are all right, and
+    `label_ranking_average_precision` the mean over the rows that have a label. A label that does not occur counts as 0 in
+    `macro_f1`, as scikit-learn has it.
     """
     predicted = decide(task, probabilities, threshold)
     scores = {
@@ -69,7 +73,10 @@ def metrics(task: Task, targets: np.ndarray, probabilities: np.ndarray, threshol
         )
     if task.kind == "multilabel":
         scores["micro_f1"] = f1_score(targets, predicted, average="micro", zero_division=0.0)
-        scores["label_ranking_average_precision"] = label_ranking_average_precision_score(targets, probabilities)
+        if (labelled := targets.any(axis=1)).any():
+            scores["label_ranking_average_precision"] = label_ranking_average_precision_score(
+                targets[labelled], probabilities[labelled]
+            )
     return {name: float(value) for name, value in scores.items()}
 
 
@@ -109,3 +116,13 @@ def predictions_table(examples: Examples, task: Task, probabilities: np.ndarray,
         **{f"probability_{label}": probabilities[:, i] for i, label in enumerate(task.labels)},
     }
     return pd.concat([examples.frame.reset_index(drop=True), pd.DataFrame(columns)], axis=1)
+
+
+def as_csv(table: pd.DataFrame) -> str:
+    """A table as CSV. Lists are written as JSON; strings are quoted, because a lone carriage return in a text would else be
+    read back as the end of a row."""
+
+    def cell(value: Any) -> Any:
+        return json.dumps(list(value), ensure_ascii=False) if isinstance(value, list | np.ndarray) else value
+
+    return table.map(cell).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)

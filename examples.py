@@ -1,12 +1,14 @@
 """Examples: the texts and labels of a table's rows, checked, with pandas alone.
 
-A row's number is its place in the file, counted from 1 after the header. Nothing is repaired: whatever cannot be used
-as it stands is refused with the rows named.
+A row's number is its place in the file, counted from 1 after the header. What cannot be used as it stands is refused with
+the rows named; of labels only blanks around separated ones and the ".0" of whole numbers are taken off.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,14 +56,14 @@ def read_examples(source: str, config: Config) -> Examples:
     Raises:
         DataError: missing file or column, undecodable bytes, an empty table, empty texts or labels.
     """
+    if config.text_pair_column is not None and "://" not in source and Path(source).expanduser().is_dir():
+        raise DataError(f"{source}: a folder of texts has no second texts; leave text_pair_column out")
     frame = read_table(source, config.text_column, config.label_column)
     texts = _read_texts(source, frame, config.text_column, "text_column")
     _refuse_empty(source, config.text_column, [not text.strip() for text in texts])
     pairs = None
     if config.text_pair_column is not None:
         pairs = _read_texts(source, frame, config.text_pair_column, "text_pair_column")
-        if not any(pair.strip() for pair in pairs):
-            raise DataError(f"{source}: column {config.text_pair_column!r} is empty in every row; set text_pair_column")
     return Examples(source, frame, texts, pairs, _read_labels(source, frame, config), list(range(1, len(frame) + 1)))
 
 
@@ -75,8 +77,9 @@ def _read_texts(source: str, frame: pd.DataFrame, column: str, key: str) -> list
 
 def _read_labels(source: str, frame: pd.DataFrame, config: Config) -> list[LabelSet]:
     """The labels of each row, sorted: one, but for lists, separated labels and columns of 0 and 1."""
-    column = config.label_column
-    columns = [column] if column in frame.columns else [name.strip() for name in column.split(",")]
+    columns = [config.label_column] if config.label_column in frame.columns else config.label_columns
+    if len(set(columns)) < len(columns):
+        raise DataError(f"{source}: label_column names a column twice: {config.label_column!r}")
     for name in columns:
         _refuse_missing_column(source, frame, name, "label_column")
     if len(columns) > 1:
@@ -87,19 +90,31 @@ def _read_labels(source: str, frame: pd.DataFrame, config: Config) -> list[Label
     elif config.label_separator is not None:
         labels = [_as_label_set(_split(value, config.label_separator), where) for where, value in cells]
     else:
+        _refuse_lists_as_text(source, columns[0], [value for _, value in cells])
         labels = [_as_label_set([] if _is_blank(value) else [value], where) for where, value in cells]
         if config.task != "multilabel":
-            _refuse_empty(source, columns[0], [not row for row in labels])
+            remedy = "fill or delete them, or set task=multilabel where rows may have no label"
+            _refuse_empty(source, columns[0], [not row for row in labels], remedy)
     return labels
+
+
+def _refuse_lists_as_text(source: str, column: str, values: list[Any]) -> None:
+    """A CSV file has no lists: pandas writes "['a', 'b']", which would be a class of its own."""
+    written = [value for value in values if isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL)]
+    if len(written) == len(values):
+        raise DataError(
+            f"{source}: column {column!r} holds lists written as text, such as {written[0]!r}: save the table as "
+            "JSONL or Parquet, or join the labels of a row and set label_separator"
+        )
 
 
 def _read_indicators(source: str, frame: pd.DataFrame, columns: list[str]) -> list[LabelSet]:
     """One column of 0 and 1 per label, the column's name being the label."""
-    meanings = {"0": False, "1": True, "false": False, "true": True}
+    meanings = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
     indicators = np.zeros((len(frame), len(columns)), dtype=bool)
     for place, column in enumerate(columns):
         for row, value in enumerate(frame[column]):
-            number = "" if _is_missing(value) else str(value).strip().lower().removesuffix(".0")
+            number = "" if _is_missing(value) else str(value).strip().lower()
             if number not in meanings:
                 raise DataError(
                     f"{source}: row {row + 1}, column {column!r}: holds {value!r}; where label_column names several columns "
@@ -121,7 +136,9 @@ def _split(value: Any, separator: str) -> list[Any]:
     """The parts of a cell, blanks around them taken off: "joy | love" -> ["joy", "love"], "" -> []."""
     if _is_blank(value):
         return []
-    return [part.strip() for part in value.split(separator)] if isinstance(value, str) else [value]
+    if not isinstance(value, str):
+        return [value]
+    return [part.strip() for part in value.split(separator.strip() or separator)]
 
 
 def _as_label_set(values: list[Any], where: str) -> LabelSet:
@@ -139,7 +156,7 @@ def _as_label(value: Any, where: str) -> str:
     if isinstance(value, float | np.floating):
         if not np.isfinite(value):
             raise DataError(f"{where}: holds {value}; a label is a string or a number")
-        return str(int(value)) if float(value).is_integer() else str(float(value))
+        return str(int(value)) if float(value).is_integer() else str(value)
     if not isinstance(value, str | int | np.integer | bool | np.bool_):
         raise DataError(f"{where}: holds {type(value).__name__} {value!r}; a label is a string or a number")
     return _encodable(str(value), where)
@@ -174,11 +191,11 @@ def _is_blank(value: Any) -> bool:
     return _is_missing(value) or (isinstance(value, str) and not value.strip())
 
 
-def _refuse_empty(source: str, column: str, is_empty: list[bool]) -> None:
+def _refuse_empty(source: str, column: str, is_empty: list[bool], remedy: str = "fill or delete them") -> None:
     empty = [row for row, value in enumerate(is_empty, 1) if value]
     if empty:
         raise DataError(
-            f"{source}: column {column!r} is empty in {name_rows(empty)}: every row needs a text and a label; fill or delete them"
+            f"{source}: column {column!r} is empty in {name_rows(empty)}: every row needs a text and a label; {remedy}"
         )
 
 

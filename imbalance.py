@@ -25,17 +25,17 @@ def balance(config: Config, task: Task, targets: np.ndarray) -> Balance:
     Raises:
         ConfigError: `class_weight` names a label that there is not.
     """
-    weights = label_weights(config, task, targets)
     draws = draws_per_epoch(config, task, targets)
+    weights = label_weights(config, task, targets, draws)
     return Balance(targets, weights, draws, output_bias(task, targets, weights, draws))
 
 
-def label_weights(config: Config, task: Task, targets: np.ndarray) -> np.ndarray | None:
+def label_weights(config: Config, task: Task, targets: np.ndarray, draws: np.ndarray) -> np.ndarray | None:
     """Weights of the K labels in the loss, float32 [K], None where all are 1.
 
     In multi-label tasks a weight is that of the rows that have the label, and those that lack it weigh 1. `balanced` makes
     every class count the same in sum (as scikit-learn's `compute_class_weight`), and for each label of a multi-label task its
-    positives as much as its negatives.
+    positives as much as its negatives; rows count as often as they are drawn.
 
     Raises:
         ConfigError: `class_weight` names a label that there is not.
@@ -43,16 +43,21 @@ def label_weights(config: Config, task: Task, targets: np.ndarray) -> np.ndarray
     if config.class_weight == "none":
         return None
     if isinstance(config.class_weight, dict):
-        return np.array(
-            [_named_weights(config.class_weight, task).get(label, 1.0) for label in task.labels], np.float32
-        )
-    counts = task.indicators(targets).sum(axis=0, dtype=np.float64)
+        _refuse_unknown_weights(config.class_weight, task)
+        return np.array([config.class_weight.get(label, 1.0) for label in task.labels], np.float32)
+    positive = _drawn(task, targets, draws)
     if task.kind == "multilabel":
-        return ((len(targets) - counts) / counts).astype(np.float32)
-    return (len(targets) / (len(task.labels) * counts)).astype(np.float32)
+        negative = draws.sum() - positive
+        return np.where(negative > 0, negative / positive, 1.0).astype(np.float32)
+    return (draws.sum() / (len(task.labels) * positive)).astype(np.float32)
 
 
-def _named_weights(weights: dict[str, float], task: Task) -> dict[str, float]:
+def _drawn(task: Task, targets: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Rows of each label in an epoch, float64 [K]."""
+    return (task.indicators(targets) * draws[:, None]).sum(axis=0, dtype=np.float64)
+
+
+def _refuse_unknown_weights(weights: dict[str, float], task: Task) -> None:
     for label in weights:
         if label not in task.labels:
             near = difflib.get_close_matches(label, task.labels, n=1)
@@ -60,14 +65,14 @@ def _named_weights(weights: dict[str, float], task: Task) -> dict[str, float]:
             raise ConfigError(
                 f"class_weight: no label {label!r} in the training table: {guess}it has {', '.join(map(repr, task.labels[:20]))}"
             )
-    return weights
 
 
 def draws_per_epoch(config: Config, task: Task, targets: np.ndarray) -> np.ndarray:
     """How often each row is drawn in an epoch, on average, float64 [N], at least once.
 
-    With `oversampling` every label comes up to that share of the most frequent one's rows; of several labels of a row the
-    one that asks for most decides, as in LVIS' repeat factor sampling (Gupta et al., arXiv:1908.03195).
+    With `oversampling` the rows of every label come up to that share of the most frequent one's rows in the table; of several
+    labels of a row the one that asks for most decides, as in LVIS' repeat factor sampling (Gupta et al., arXiv:1908.03195),
+    and the others rise with it.
     """
     indicators = task.indicators(targets)
     counts = indicators.sum(axis=0, dtype=np.float64)
@@ -78,10 +83,10 @@ def draws_per_epoch(config: Config, task: Task, targets: np.ndarray) -> np.ndarr
 def output_bias(task: Task, targets: np.ndarray, weights: np.ndarray | None, draws: np.ndarray) -> np.ndarray:
     """Bias of the logits, float32 [1] or [K], that says what the labels' shares alone say, before anything is learnt.
 
-    The shares are those that the loss sees: drawn and weighted. (Lin et al., arXiv:1708.02002, section 4.1, start at a
-    prior as well, a fixed one.)
+    The shares are those that the loss sees, drawn and weighted, before focus and smoothing. (Lin et al.,
+    arXiv:1708.02002, section 4.1, start at a prior as well, a fixed one.)
     """
-    positive = (task.indicators(targets) * draws[:, None]).sum(axis=0, dtype=np.float64)
+    positive = _drawn(task, targets, draws)
     negative = draws.sum() - positive
     if weights is not None:
         positive = positive * weights

@@ -1,4 +1,4 @@
-"""The classifier: a TF-Hub preprocessor and encoder under a dense head; compiling it and exporting it.
+"""The classifier: a TF-Hub preprocessor and encoder under a dense head; compiling it.
 
 Keras models share one encoder's and one head's weights: the training model and the token model take ids made ahead of
 time, in the training's precision and in float32; the text model, which is shipped, takes strings and carries the

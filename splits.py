@@ -40,11 +40,13 @@ def load_splits(config: Config) -> Splits:
     """
     table = read_examples(config.data, config)
     task, reason = decide_task(table, config)
-    test = read_examples(config.test_data, config) if config.test_data else None
+    _refuse_no_pairs(table, config)
+    decided = config.model_copy(update={"task": task.kind})  # the training table's task rules how the others are read
+    test = read_examples(config.test_data, decided) if config.test_data else None
     notes: list[str] = []
     if config.valid_data:
         train = table.take(_split(table, task, config, notes)[0]) if config.train_split else table
-        valid: Examples | None = read_examples(config.valid_data, config)
+        valid: Examples | None = read_examples(config.valid_data, decided)
     elif config.valid_split == 0 and config.train_split is None:
         train, valid = table, None
     else:
@@ -57,6 +59,13 @@ def load_splits(config: Config) -> Splits:
     _refuse_prediction_columns(valid, task.labels)
     notes.extend(_notes(splits))
     return splits
+
+
+def _refuse_no_pairs(table: Examples, config: Config) -> None:
+    if table.pairs is not None and not any(pair.strip() for pair in table.pairs):
+        raise DataError(
+            f"{table.source}: column {config.text_pair_column!r} is empty in every row; set text_pair_column"
+        )
 
 
 def _refuse_prediction_columns(valid: Examples | None, labels: list[str]) -> None:
@@ -90,7 +99,8 @@ def _split(table: Examples, task: Task, config: Config, notes: list[str]) -> tup
     missing = set(task.labels).difference(*(table.labels[i] for i in train))
     if missing:
         raise DataError(
-            f"{table.source}: label {min(missing)!r} has too few rows to split: none is left for training; add rows"
+            f"{table.source}: label {min(missing)!r} has too few rows to split: none is left for training; add rows, "
+            "give valid_data, or set another seed"
         )
     if len(unused):
         notes.append(
@@ -141,21 +151,23 @@ def iterative_stratification(indicators: np.ndarray, size: int, seed: int) -> np
     """Chooses `size` of the rows so that each of K labels keeps its share, as bool [N]; `indicators` are bool [N, K].
 
     Sechidis et al., "On the Stratification of Multi-Label Data" (2011), for two parts: the label with the fewest rows not yet
-    placed comes first. Here the size is exact, and a label with two rows or more has one in either part.
+    placed comes first. Here the size is exact, a label with two rows or more has one in either part where that can be, and
+    rows with few and with many labels are taken alike.
     """
     random = np.random.default_rng([_SPLIT_STREAM, seed])
     chosen, placed = np.zeros((2, len(indicators)), dtype=bool)
     totals = indicators.sum(axis=0)
     wanted = np.maximum(1, np.minimum(np.round(totals * size / len(indicators)).astype(int), totals - 1))
-    while True:
-        left = indicators[~placed].sum(axis=0)
-        if not left.any():
-            break
+    left = totals.copy()
+    while left.any():
         label = int(np.where(left > 0, left, len(indicators) + 1).argmin())
         rows = random.permutation(np.flatnonzero(indicators[:, label] & ~placed))
+        rows = rows[np.argsort(indicators[rows].sum(axis=1), kind="stable")]
         count = wanted[label] - int(indicators[chosen, label].sum())
-        chosen[rows[: max(0, min(count, size - int(chosen.sum())))]] = True
+        count = max(0, min(count, size - int(chosen.sum()), len(rows)))
+        chosen[rows[((np.arange(count) + random.random()) * len(rows) / max(1, count)).astype(int)]] = True
         placed[rows] = True
+        left -= indicators[rows].sum(axis=0)
     return _to_size(chosen, indicators, size, random)
 
 
@@ -164,20 +176,25 @@ def _to_size(chosen: np.ndarray, indicators: np.ndarray, size: int, random: np.r
     order = random.permutation(np.flatnonzero(~chosen))
     order = order[np.argsort(indicators[order].any(axis=1), kind="stable")]
     remaining = indicators[~chosen].sum(axis=0)
+    short = size - int(chosen.sum())
     for row in order:
-        if chosen.sum() == size:
-            break
+        if not short:
+            return chosen
         if (remaining[indicators[row]] > 1).all():
             chosen[row] = True
             remaining -= indicators[row]
-    short = size - int(chosen.sum())
+            short -= 1
     chosen[order[~chosen[order]][:short]] = True  # a table too small for every label to have a row on either side
     return chosen
 
 
 def _notes(splits: Splits) -> list[str]:
     """What the user should know of the split: repeated texts across parts, labels that a part lacks."""
-    notes = []
+    notes = [
+        f"{part.source}: {name_rows(empty)} of the {name} part have an empty second text, and stay"
+        for name, part in splits.parts.items()
+        if (empty := [row for row, pair in zip(part.rows, part.pairs or [], strict=False) if not pair.strip()])
+    ]
     seen = set(_inputs(splits.train))
     for name, part in (("validation", splits.valid), ("test", splits.test)):
         if part is None:
@@ -193,12 +210,6 @@ def _notes(splits: Splits) -> list[str]:
         present = {label for labels in part.labels for label in labels}
         if absent := [label for label in splits.task.labels if label not in present]:
             notes.append(f"{part.source}: no {name} row has the label {', '.join(map(repr, absent[:20]))}")
-        if part.pairs is not None:
-            empty = [row for row, pair in zip(part.rows, part.pairs, strict=True) if not pair.strip()]
-            if empty:
-                notes.append(
-                    f"{part.source}: {name_rows(empty)} of the {name} part have an empty second text, and stay"
-                )
         seen.update(_inputs(part))
     return notes
 

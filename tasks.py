@@ -141,10 +141,9 @@ def _refuse_quantity(source: str, column: str, labels: list[str]) -> None:
 
 
 def _refuse_unused_columns(examples: Examples, config: Config, labels: list[str]) -> None:
-    columns = [name.strip() for name in config.label_column.split(",")]
-    if config.label_column in examples.frame.columns or len(columns) == 1:
+    if config.label_column in examples.frame.columns:
         return
-    unused = [column for column in columns if column not in labels]
+    unused = [column for column in config.label_columns if column not in labels]
     if unused:
         raise DataError(
             f"{examples.source}: column {unused[0]!r} holds no 1: nothing can be learnt of it; leave it out of label_column"
@@ -155,6 +154,6 @@ def _refuse_separator_in_labels(examples: Examples, labels: list[str], separator
     holding = [label for label in labels if separator in label]
     if holding:
         raise DataError(
-            f"{examples.source}: label {holding[0]!r} contains {separator!r}, which stands between labels in predictions; "
-            "set label_separator to something that no label contains"
+            f"{examples.source}: label {holding[0]!r} contains {separator!r}, which stands between labels in predictions: set "
+            "label_separator to what stands between labels in the table, or to something that no label contains"
         )

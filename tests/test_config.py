@@ -177,7 +177,9 @@ def test_weights_of_labels_are_a_mapping_also_as_text() -> None:
     assert Config(**yaml.safe_load(config.to_yaml())) == config
     assert parse("--data=x", "--class_weight=balanced").class_weight == "balanced"
     assert parse("--data=x", "--class_weight={yes: 5}").class_weight == {"yes": 5.0}
-    with pytest.raises(ValueError, match="should have its labels in quotes: YAML reads yes, no, true and false without"):
+    with pytest.raises(
+        ValueError, match="should have its labels in quotes: YAML reads yes, no, true and false without"
+    ):
         Config(data="x", class_weight=yaml.safe_load("{yes: 5}"))
 
 
@@ -191,6 +193,7 @@ def test_weights_of_labels_are_a_mapping_also_as_text() -> None:
         ("text_pair_column=text", "text_column and text_pair_column are both 'text': name two columns"),
         ("text_pair_column=label", "text_pair_column and label_column are both 'label': name two columns"),
         ("label_column=a,text", "text_column and label_column are both 'text': name two columns"),
+        ("class_weight={spam: true}", "class_weight='{spam: true}': should be none, balanced or a mapping such as"),
         ("label_separator=", "label_separator='': string should have at least 1 character"),
         ("task=regression", "task='regression': input should be 'auto', 'binary', 'multiclass' or 'multilabel'"),
         ("oversampling=1.5", "oversampling='1.5': input should be less than or equal to 1"),
@@ -205,6 +208,12 @@ def test_options_of_pairs_labels_and_imbalance_are_checked(option: str, message:
         parse("--data", "x", f"--{option}")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [["a,b", "c"], [True, False]])
+def test_a_list_of_columns_holds_plain_names(names: list[object]) -> None:
+    with pytest.raises(ValueError, match="should be names of columns, in quotes where YAML reads them otherwise"):
+        Config(data="x", label_column=names)
 
 
 def test_a_pair_needs_room_for_both_texts() -> None:

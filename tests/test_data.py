@@ -60,6 +60,15 @@ def test_rows_are_drawn_as_often_as_asked_and_newly_each_epoch(tokens: Tokens) -
     assert len({tuple(row) for row in often}) == 40
 
 
+def test_every_row_is_drawn_in_every_epoch_also_where_the_draws_sum_to_no_whole_number(tokens: Tokens) -> None:
+    draws = np.ones(1000)
+    draws[:7] = 1.2
+    batches = train_batches(tokens, np.arange(1000), 32, 0, draws).as_numpy_iterator()
+    for _ in range(20):
+        rows = np.concatenate([labels for _, labels in itertools.islice(batches, num_batches(1001, 32))])
+        assert (len(rows), len(np.unique(rows))) == (1001, 1000)
+
+
 def test_some_texts_of_many_keep_their_ids(tokens: Tokens) -> None:
     some = tokens.take(np.array([7, 0]))
     assert some.lengths.tolist() == tokens.lengths[[7, 0]].tolist()

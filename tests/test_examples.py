@@ -25,6 +25,7 @@ def write(path: Path, content: str) -> Path:
 def test_separated_labels_lists_and_columns_of_0_and_1_are_the_same_labels(tmp_path: Path) -> None:
     separated = write(tmp_path / "s.csv", "text,label\na,love | joy\nb,\nc,anger\n")
     assert read(separated, label_separator="|").labels == LABELS
+    assert read(separated, label_separator=" | ").labels == LABELS
     rows: list[dict[str, Any]] = [
         {"text": "a", "label": ["love", "joy"]},
         {"text": "b", "label": None},
@@ -42,6 +43,11 @@ def test_separated_labels_lists_and_columns_of_0_and_1_are_the_same_labels(tmp_p
     )
     typed.to_parquet(tmp_path / "c.parquet")
     assert read(tmp_path / "c.parquet", label_column="anger,joy,love").labels == LABELS
+
+
+def test_a_folder_of_texts_has_no_pairs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a folder of texts has no second texts; leave text_pair_column out"):
+        read(tmp_path, text_pair_column="file")
 
 
 def test_a_column_whose_name_holds_commas_is_one_column(tmp_path: Path) -> None:
@@ -77,10 +83,11 @@ def test_second_texts_are_read_and_may_be_empty(tmp_path: Path) -> None:
             "no column 'c': the table has 'text', 'a', 'b'; set label_column",
         ),
         ("text,label\nx,a\n", {"text_pair_column": "txt"}, "no column 'txt': did you mean 'text'? the table has"),
+        ("text,a,b\nx,0,1\n", {"label_column": "a,b,a"}, "label_column names a column twice: 'a,b,a'"),
         (
-            "text,other,label\nx,,a\ny, ,b\n",
-            {"text_pair_column": "other"},
-            "column 'other' is empty in every row; set text_pair_column",
+            "text,label\nx,\"['a', 'b']\"\ny,[]\n",
+            {},
+            "holds lists written as text, such as \"['a', 'b']\": save the table as",
         ),
     ],
 )

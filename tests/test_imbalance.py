@@ -33,6 +33,12 @@ def test_balanced_weights_of_several_labels_make_positives_count_as_much_as_nega
     assert weights == pytest.approx([25 / 75, 80 / 20, 95 / 5])
 
 
+def test_balanced_weights_count_rows_as_often_as_they_are_drawn() -> None:
+    both = balance(config(class_weight="balanced", oversampling=0.5), BINARY, FEW)
+    assert both.bias == pytest.approx([0], abs=1e-6)
+    assert both.weights == pytest.approx([135 / 180, 135 / 90])
+
+
 def test_named_weights_leave_the_other_labels_at_one() -> None:
     assert balance(config(class_weight={"b": 3}), THREE, CLASSES).weights.tolist() == [1, 3, 1]  # type: ignore[union-attr]
     assert balance(config(), THREE, CLASSES).weights is None
@@ -72,4 +78,5 @@ def test_the_output_bias_counts_rows_as_the_loss_does() -> None:
 
 def test_a_label_that_every_row_has_starts_at_a_finite_bias() -> None:
     every = np.array([[1, 0], [1, 1]], dtype=np.float32)
-    assert np.isfinite(balance(config(class_weight="balanced"), Task("multilabel", ["a", "b"]), every).bias).all()
+    bias = balance(config(class_weight="balanced"), Task("multilabel", ["a", "b"]), every).bias
+    assert bias == pytest.approx([np.log(5), 0], abs=0.3)

@@ -1,5 +1,6 @@
 """splits.py: stratified, seeded, complete, and honest about repeated texts."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_a_published_split_by_scikit_learn_comes_out_row_for_row() -> None:
     assert ours.valid.texts == valid.sort_index()["question_text"].tolist()
 
 
-@pytest.mark.parametrize("size", [4341, 500, 100])
+@pytest.mark.parametrize("size", [4341, 1000])
 def test_rare_labels_are_in_every_part_of_real_multi_label_rows(size: int) -> None:
     """The rarest of these 28 labels has 77 of 43,410 rows."""
     path = real_data("goemotions_train.csv")
@@ -85,7 +86,7 @@ def test_rare_labels_are_in_every_part_of_real_multi_label_rows(size: int) -> No
     whole, part = (splits.task.targets(rows.labels) for rows in (splits.train, splits.valid))
     assert part.sum(axis=0).min() >= 1
     expected = (whole.sum(axis=0) + part.sum(axis=0)) * size / 43410
-    assert np.abs(part.sum(axis=0) - expected).max() <= max(3, 0.02 * size)
+    assert np.abs(part.sum(axis=0) - expected).max() < 4  # a plain random split is off by 15 to 40
     assert splits.notes[1:] == []
 
 
@@ -102,6 +103,17 @@ def test_iterative_stratification_takes_exactly_so_many_and_leaves_each_label_on
         assert (chosen == iterative_stratification(indicators, size, seed=trial)).all()
 
 
+def test_the_training_table_decides_that_rows_may_have_no_label(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": [["a"], ["a", "b"], None][i % 3]} for i in range(12)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "test.jsonl").write_text('{"text": "x", "label": null}\n{"text": "y"}\n')
+    splits = load_splits(
+        Config(data=str(tmp_path / "train.jsonl"), valid_split=0, test_data=str(tmp_path / "test.jsonl"))
+    )
+    assert splits.test is not None
+    assert splits.test.labels == [(), ()]
+
+
 def test_a_label_of_one_row_is_trained_on(tmp_path: Path) -> None:
     rows = [f"text {i},{'a|b' if i % 3 else 'b'}\n" for i in range(40)]
     (tmp_path / "t.csv").write_text("text,label\n" + "".join(rows) + "last,single|a\n")
@@ -113,6 +125,9 @@ def test_a_label_of_one_row_is_trained_on(tmp_path: Path) -> None:
 
 def test_pairs_repeat_only_where_both_texts_do_and_empty_second_texts_are_counted(tmp_path: Path) -> None:
     rows = "".join(f"text,other {i},{'ab'[i % 2]}\n" for i in range(20))
+    (tmp_path / "empty.csv").write_text("text,other,label\ntext,,a\nother, ,b\n")
+    with pytest.raises(DataError, match="column 'other' is empty in every row; set text_pair_column"):
+        load_splits(Config(data=str(tmp_path / "empty.csv"), valid_split=0, text_pair_column="other"))
     (tmp_path / "train.csv").write_text("text,other,label\n" + rows)
     (tmp_path / "test.csv").write_text("text,other,label\ntext,other 1,a\ntext,new,b\ntext,,b\n")
     test = str(tmp_path / "test.csv")
@@ -120,8 +135,8 @@ def test_pairs_repeat_only_where_both_texts_do_and_empty_second_texts_are_counte
         Config(data=str(tmp_path / "train.csv"), valid_split=0, test_data=test, text_pair_column="other")
     )
     assert splits.notes == [
-        f"{test}: 1 row (1) of the test part repeat the text of a training row; scores on them flatter",
         f"{test}: 1 row (3) of the test part have an empty second text, and stay",
+        f"{test}: 1 row (1) of the test part repeat the text of a training row; scores on them flatter",
     ]
 
 

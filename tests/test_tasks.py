@@ -103,7 +103,7 @@ def test_a_label_with_the_separator_in_it_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "x", "label": ["a|b", "c"]}\n{"text": "y", "label": ["c"]}\n')
     with pytest.raises(
-        DataError, match=r"label 'a\|b' contains '\|', which stands between labels in predictions; set label"
+        DataError, match=r"label 'a\|b' contains '\|', which stands between labels in predictions: set label"
     ):
         decide(str(path))
     assert decide(str(path), label_separator=";")[0].separator == ";"

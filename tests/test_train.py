@@ -259,6 +259,16 @@ def test_training_starts_at_the_shares_of_the_labels(
     assert "step 0: loss 0." in capsys.readouterr().out
 
 
+def test_an_average_precision_that_validation_does_not_have_cannot_be_monitored(
+    tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable
+) -> None:
+    rows = [(f"it is good {i}", "1" if i < 3 else "0") for i in range(300)]
+    with pytest.raises(
+        ConfigError, match=r"monitor=val_average_precision: .*no validation row is positive; use val_loss"
+    ):
+        train(settings(tiny_paths, tmp_path / "out", data=table(rows), monitor="val_average_precision"))
+
+
 def test_a_weight_for_an_unknown_label_writes_no_run(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="class_weight: no label 'postive' in the training table: did you mean 'positive'"
@@ -281,8 +291,14 @@ def test_accumulated_steps_and_oversampled_rows_are_counted_as_what_they_are(
             batch_size=16,
             gradient_accumulation_steps=2,
             oversampling=0.5,
+            class_weight={"rare": 4},
+            learning_rate=1e-9,
         )
     )
+    # The 20 rare rows are drawn 90 times in all and weigh 4: the bias says 360 to 180, and nothing is learnt beyond it.
+    expected = -(360 * np.log(360 / 540) + 180 * np.log(180 / 540)) / 270
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert history["loss"].iloc[0] == pytest.approx(expected, abs=0.05)
     report = result.metrics["train"]
     assert report["examples"] == 200
     assert report["steps_run"] == 9  # 270 rows an epoch (180 and half as many), 32 a step
