@@ -1,14 +1,14 @@
-"""What each tool against class imbalance buys on a binary table: average precision, and F1 at 0.5 and at the best threshold.
+"""What each tool against class imbalance buys: average precision, and F1 at 0.5 and at the best threshold.
 
-    python -m benchmarks.bench_imbalance --data quora_train.csv --test_data quora_test.csv \
+    python -m benchmarks.bench_imbalance --data quora_train.csv --test_data quora_test.csv \\
         --text_column question_text --label_column target --epochs 2 --tool focal --seed 1 --results imbalance.jsonl
     python -m benchmarks.bench_imbalance --results imbalance.jsonl
 
 The first form trains once and appends a line to the results, the second prints the table of them. All runs of a seed share
-their rows. The threshold is the one with the best F1 on the validation rows; every figure is of the test rows.
+their rows. The threshold is the one with the best F1 on the validation rows; every figure is of the test rows. A multi-label
+task has a threshold for each label, and means over the labels.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve
 
-from config import CommandParser, Config, HubtuneError, fail, make_config
+from config import CommandParser, Config, DataError, HubtuneError, fail, make_config
 
 TOOLS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -32,48 +32,59 @@ TOOLS: dict[str, dict[str, Any]] = {
 
 
 def run(config: Config, tool: str) -> dict[str, float | str]:
-    """Trains once and scores the test rows."""
+    """Trains once and scores the test rows.
+
+    Raises:
+        DataError: the task is neither binary nor multi-label.
+    """
     from data import tokenize
     from evaluation import Scorer
     from model import Classifier
     from splits import load_splits
     from train import train
 
+    splits = load_splits(config)
+    if splits.task.kind == "multiclass" or splits.valid is None or splits.test is None:
+        raise DataError(
+            f"{config.data}: the benchmark is for binary and multi-label tasks with validation and test rows"
+        )
     if tool == "output bias 0":
         Classifier.set_output_bias = lambda *arguments: None  # type: ignore[method-assign]  # what training does without
     result = train(config)
-    splits, classifier = load_splits(config), result.classifier
-    assert splits.valid is not None
-    assert splits.test is not None
+    preprocessor, scorer = result.classifier.preprocessor, Scorer(result.classifier)
+    first = 1 if splits.task.kind == "binary" else 0  # of two labels the last one is positive
     (valid, valid_scores), (test, test_scores) = (
         (
-            splits.task.targets(part.labels),
-            Scorer(classifier).probabilities(tokenize(part.texts, classifier.preprocessor, config.max_seq_length))[
-                :, 1
-            ],
+            splits.task.indicators(splits.task.targets(part.labels))[:, first:],
+            scorer.probabilities(tokenize(part.texts, preprocessor, config.max_seq_length, part.pairs))[:, first:],
         )
         for part in (splits.valid, splits.test)
     )
-    precision, recall, thresholds = precision_recall_curve(valid, valid_scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    threshold = float(thresholds[f1[:-1].argmax()])
+    thresholds = np.array([best_threshold(*pair) for pair in zip(valid.T, valid_scores.T, strict=True)])
     return {
         "tool": tool,
         "seed": config.seed,
         "average_precision": average_precision_score(test, test_scores),
-        "f1 at 0.5": f1_score(test, test_scores >= 0.5),
-        "f1 at threshold": f1_score(test, test_scores >= threshold),
-        "threshold": threshold,
+        "f1 at 0.5": f1_score(test, test_scores >= 0.5, average="macro", zero_division=0.0),
+        "f1 at threshold": f1_score(test, test_scores >= thresholds, average="macro", zero_division=0.0),
+        "threshold": float(thresholds.mean()),
         "test loss": result.metrics["test"]["loss"],
         "loss at start": result.metrics["train"]["loss_at_start"],
     }
+
+
+def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
+    """The score with the best F1 when all from it on are positive; truth and scores are [N]."""
+    precision, recall, thresholds = precision_recall_curve(truth, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return float(thresholds[f1[:-1].argmax()])
 
 
 def table(results: Path) -> str:
     """Mean and standard deviation over the seeds, a line per tool."""
     frame = pd.DataFrame(map(json.loads, results.read_text().splitlines())).drop(columns="seed")
     groups = frame.groupby("tool")
-    cells = groups.mean().map("{:.4f}".format) + " ± " + groups.std().map("{:.4f}".format)
+    cells = groups.mean().map("{:.4f}".format) + groups.std().map(" ± {:.4f}".format).replace(" ± nan", "")
     cells.insert(0, "seeds", groups.size().astype(str))
     lines = [["tool", *cells.columns], ["---"] * (len(cells.columns) + 1)]
     lines += [[tool, *cells.loc[tool]] for tool in TOOLS if tool in cells.index]
@@ -84,13 +95,25 @@ def main() -> None:
     """Runs the command."""
     parser = CommandParser(prog="python -m benchmarks.bench_imbalance", description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, required=True, help="JSONL file of the runs")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--tool", choices=TOOLS, help="train with this tool")
-    for key in ("data", "test_data", "text_column", "label_column", "epochs", "seed"):
+    keys = [
+        "data",
+        "valid_data",
+        "test_data",
+        "text_column",
+        "label_column",
+        "label_separator",
+        "train_split",
+        "valid_split",
+    ]
+    for key in [*keys, "epochs", "seed"]:
         parser.add_argument(f"--{key}", help="as in train.py")
-    arguments: argparse.Namespace = parser.parse_args()
-    values = vars(arguments)
-    results, tool = values.pop("results"), values.pop("tool")
+    values = vars(parser.parse_args())
+    results, tool, _ = values.pop("results"), values.pop("tool"), values.pop("debug")
     if tool is None:
+        if not results.exists():
+            raise DataError(f"{results}: no such file; run with --tool first")
         print(table(results))
         return
     with tempfile.TemporaryDirectory() as output:
