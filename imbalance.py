@@ -54,7 +54,9 @@ def label_weights(config: Config, task: Task, targets: np.ndarray, draws: np.nda
 
 def _drawn(task: Task, targets: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Rows of each label in an epoch, float64 [K]."""
-    return (task.indicators(targets) * draws[:, None]).sum(axis=0, dtype=np.float64)
+    if targets.ndim == 1:
+        return np.bincount(targets, draws, len(task.labels))
+    return draws @ targets
 
 
 def _refuse_unknown_weights(weights: dict[str, float], task: Task) -> None:
@@ -74,10 +76,11 @@ def draws_per_epoch(config: Config, task: Task, targets: np.ndarray) -> np.ndarr
     labels of a row the one that asks for most decides, as in LVIS' repeat factor sampling (Gupta et al., arXiv:1908.03195),
     and the others rise with it.
     """
-    indicators = task.indicators(targets)
-    counts = indicators.sum(axis=0, dtype=np.float64)
+    counts = _drawn(task, targets, np.ones(len(targets)))
     per_label = np.maximum(1.0, config.oversampling * counts.max() / counts)
-    return np.maximum(1.0, (indicators * per_label).max(axis=1))
+    if targets.ndim == 1:
+        return per_label[targets]
+    return np.maximum(1.0, (targets * per_label).max(axis=1))
 
 
 def output_bias(task: Task, targets: np.ndarray, weights: np.ndarray | None, draws: np.ndarray) -> np.ndarray:

@@ -190,15 +190,12 @@ def _to_size(chosen: np.ndarray, indicators: np.ndarray, size: int, random: np.r
 
 def _notes(splits: Splits) -> list[str]:
     """What the user should know of the split: repeated texts across parts, labels that a part lacks."""
-    notes = [
-        f"{part.source}: {name_rows(empty)} of the {name} part have an empty second text, and stay"
-        for name, part in splits.parts.items()
-        if (empty := [row for row, pair in zip(part.rows, part.pairs or [], strict=False) if not pair.strip()])
-    ]
+    notes = _notes_on_pairs("training", splits.train)
     seen = set(_inputs(splits.train))
     for name, part in (("validation", splits.valid), ("test", splits.test)):
         if part is None:
             continue
+        notes += _notes_on_pairs(name, part)
         repeated = [row for row, text in zip(part.rows, _inputs(part), strict=True) if text in seen]
         if repeated:
             earlier = (
@@ -212,6 +209,13 @@ def _notes(splits: Splits) -> list[str]:
             notes.append(f"{part.source}: no {name} row has the label {', '.join(map(repr, absent[:20]))}")
         seen.update(_inputs(part))
     return notes
+
+
+def _notes_on_pairs(name: str, part: Examples) -> list[str]:
+    empty = [row for row, pair in zip(part.rows, part.pairs or [], strict=False) if not pair.strip()]
+    return (
+        [f"{part.source}: {name_rows(empty)} of the {name} part have an empty second text, and stay"] if empty else []
+    )
 
 
 def _inputs(examples: Examples) -> list[tuple[str, ...]]:

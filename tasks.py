@@ -72,11 +72,11 @@ def decide_task(examples: Examples, config: Config) -> tuple[Task, str]:
     separator = config.label_separator or DEFAULT_SEPARATOR
     if kind == "multilabel":
         _refuse_separator_in_labels(examples, labels, separator)
-    facts = f"{len(labels):,} labels in {column!r}, " + (
-        f"{len(several):,} of {len(examples):,} rows have several, {len(none):,} have none"
-        if kind == "multilabel"
-        else "one a row"
-    )
+    facts = f"{len(labels):,} labels in {column!r}, "
+    if kind == "multilabel":
+        facts += f"{len(several):,} of {len(examples):,} rows have several, {len(none):,} have none"
+    else:
+        facts += "one a row"
     if config.task != "auto":
         facts += "; as task says"
     elif kind != "multilabel" and (config.label_separator is not None or "," in column):
