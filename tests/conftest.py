@@ -23,15 +23,19 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+import tensorflow_hub as hub
 import tf_keras
 from official.legacy.bert.configs import BertConfig
 from official.nlp.tools import export_tfhub_lib
 
 from bert import build_bert, export_bert
 from config import Config
+from data import pack
 from encoders import default_encoder, find_encoder
 from known_encoders import DEFAULT_ENCODER, standard_bert
+from model import Classifier, build_classifier
 from spec import EncoderPaths, EncoderSpec
+from tasks import Kind, Task
 from vocabulary import read_vocab
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +134,24 @@ def minilm_paths() -> EncoderPaths:
     """The embedded default, converted once."""
     default_encoder()
     return find_encoder(Config(data="-", encoder=DEFAULT_ENCODER))
+
+
+TEXTS = ["it is good", "the worst, and it is not even cheap!", "", "a b c d e f g h i j k"]
+
+
+def build(
+    paths: EncoderPaths, labels: tuple[str, ...] = ("neg", "pos"), kind: Kind | None = None, **options: object
+) -> Classifier:
+    tf_keras.utils.set_random_seed(0)
+    return build_classifier(
+        Config(data="-", encoder=paths.encoder, **{"max_seq_length": 64, "precision": "float32", **options}),
+        paths,
+        Task(kind or ("binary" if len(labels) == 2 else "multiclass"), list(labels)),
+    )
+
+
+def inputs_of(paths: EncoderPaths, texts: list[str] = TEXTS) -> dict[str, tf.Tensor]:
+    return pack(hub.load(paths.preprocessor), [tf.constant(texts)], 64)[0]
 
 
 @pytest.fixture

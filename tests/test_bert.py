@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_hub as hub
 import tf_keras
-from conftest import MakeTable, tiny_spec
-from test_model import build, inputs_of, train_once
+from conftest import MakeTable, build, inputs_of, tiny_spec
+from test_model import train_once
 
 import bert
 from bert import CannotOpen, assign, build_bert, export_bert, largest_difference, open_encoder, twin

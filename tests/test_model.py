@@ -1,42 +1,18 @@
-"""model.py: two models, one encoder; the settings do what they say; the export stands alone."""
+"""model.py: two models, one encoder; the settings do what they say."""
 
-import json
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_hub as hub
 import tf_keras
+from conftest import TEXTS, build, inputs_of
 
 from config import Config, ConfigError, DataError
-from data import pack
-from export import export_classifier
-from model import Classifier, build_classifier, compile_classifier
+from model import Classifier, compile_classifier
 from spec import EncoderPaths
-from tasks import Kind, Task
-
-TEXTS = ["it is good", "the worst, and it is not even cheap!", "", "a b c d e f g h i j k"]
-
-
-def build(
-    paths: EncoderPaths, labels: tuple[str, ...] = ("neg", "pos"), kind: Kind | None = None, **options: object
-) -> Classifier:
-    tf_keras.utils.set_random_seed(0)
-    return build_classifier(
-        Config(data="-", encoder=paths.encoder, **{"max_seq_length": 64, "precision": "float32", **options}),
-        paths,
-        Task(kind or ("binary" if len(labels) == 2 else "multiclass"), list(labels)),
-    )
-
-
-def inputs_of(paths: EncoderPaths, texts: list[str] = TEXTS) -> dict[str, tf.Tensor]:
-    return pack(hub.load(paths.preprocessor), [tf.constant(texts)], 64)[0]
 
 
 def train_once(classifier: Classifier, paths: EncoderPaths, **options: float) -> dict[str, float]:
@@ -132,120 +108,12 @@ def test_probabilities_of_two_labels_come_from_one_logit(tiny_paths: EncoderPath
     np.testing.assert_allclose(probabilities, [[0.5, 0.5], [0.25, 0.75]], rtol=1e-6)
 
 
-STRANGER = """
-import json, sys
-import numpy as np, tensorflow as tf, tensorflow_text
-serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-given = serve(**{name: tf.constant(texts) for name, texts in json.loads(sys.argv[2]).items()})
-print(json.dumps({"label": [x.decode() for x in given["label"].numpy()], "probability": given["probability"].numpy().tolist(),
-                  "probabilities": given["probabilities"].numpy().tolist()}))
-"""
-
-
-@pytest.mark.parametrize("labels", [("neg", "pos"), ("a", "b", "ü")])
-def test_the_export_needs_neither_this_project_nor_the_hub_directories(
-    tiny_paths: EncoderPaths, tmp_path: Path, labels: tuple[str, ...]
-) -> None:
-    paths = EncoderPaths(
-        str(shutil.copytree(tiny_paths.encoder, tmp_path / "e")),
-        str(shutil.copytree(tiny_paths.preprocessor, tmp_path / "p")),
-    )
-    classifier = build(paths, labels)
-    classifier.token_model.get_layer("logits").bias.assign([0.3] if len(labels) == 2 else [0.1, 0.2, 0.3])
-    export_classifier(classifier, str(tmp_path / "model"), threshold=0.5)
-    expected = classifier.probabilities(classifier.token_model(inputs_of(paths))).numpy()
-    for directory in ("e", "p"):
-        shutil.rmtree(tmp_path / directory)
-    given = serve_as_a_stranger((tmp_path / "model").rename(tmp_path / "moved"), text=TEXTS)
-    np.testing.assert_allclose(given["probabilities"], expected, atol=1e-6)
-    assert given["label"] == [labels[i] for i in expected.argmax(axis=1)]
-    np.testing.assert_allclose(given["probability"], expected.max(axis=1), atol=1e-6)
-
-
-def serve_as_a_stranger(directory: Path, **texts: list[str]) -> dict[str, list[Any]]:
-    """What an exported model gives in a process of its own, far from this project."""
-    arguments = [sys.executable, "-c", STRANGER, str(directory), json.dumps(texts)]
-    return json.loads(subprocess.run(arguments, cwd="/", capture_output=True, text=True, check=True).stdout)
-
-
-def test_an_export_of_pairs_takes_both_texts(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
-    classifier = build(tiny_paths, text_pair_column="other")
-    seconds = ["it was good", "", "the best", "z"]
-    export_classifier(classifier, str(tmp_path / "model"), threshold=0.5)
-    inputs = pack(hub.load(tiny_paths.preprocessor), [tf.constant(TEXTS), tf.constant(seconds)], 64)[0]
-    expected = classifier.probabilities(classifier.token_model(inputs)).numpy()
-    given = serve_as_a_stranger(tmp_path / "model", text=TEXTS, text_pair=seconds)
-    np.testing.assert_allclose(given["probabilities"], expected, atol=1e-6)
-    swapped = serve_as_a_stranger(tmp_path / "model", text=seconds, text_pair=TEXTS)
-    assert np.abs(np.array(swapped["probabilities"]) - expected).max() > 1e-3
-
-
-def test_an_export_of_many_labels_joins_those_that_reach_the_threshold(
-    tiny_paths: EncoderPaths, tmp_path: Path
-) -> None:
-    classifier = build(tiny_paths, ("a", "b", "ü"), "multilabel")
-    classifier.set_output_bias(np.array([0.0, 0.3, -0.1], np.float32))
-    classifier.token_model.get_layer("logits").kernel.assign(np.random.default_rng(0).normal(size=(16, 3)))
-    export_classifier(classifier, str(tmp_path / "model"), threshold=0.6)
-    expected = tf.sigmoid(classifier.token_model(inputs_of(tiny_paths))).numpy()
-    given = serve_as_a_stranger(tmp_path / "model", text=TEXTS)
-    np.testing.assert_allclose(given["probabilities"], expected, atol=1e-6)
-    np.testing.assert_allclose(given["probability"], expected.max(axis=1), atol=1e-6)
-    names = np.array(["a", "b", "ü"])
-    assert given["label"] == ["|".join(names[row >= 0.6]) for row in expected]
-    assert len(set(given["label"])) > 1
-
-
 def test_the_logits_start_at_their_bias(tiny_paths: EncoderPaths) -> None:
     classifier = build(tiny_paths, ("a", "b", "c"))
     bias = np.array([0.5, -1.0, 2.0], np.float32)
     classifier.set_output_bias(bias)
     assert np.abs(classifier.token_model(inputs_of(tiny_paths)) - bias).max() < 0.5
     assert np.abs(classifier.text_model(tf.constant(TEXTS)) - bias).max() < 0.5
-
-
-def test_an_export_with_a_published_preprocessor_carries_its_vocabulary_file(
-    tiny_encoder: str, vocab_file: str, tmp_path: Path
-) -> None:
-    from official.nlp.tools import export_tfhub_lib
-
-    published = str(tmp_path / "p")
-    export_tfhub_lib.export_preprocessing(
-        published, vocab_file=vocab_file, do_lower_case=True, tokenize_with_offsets=False, default_seq_length=128
-    )
-    classifier = build(EncoderPaths(tiny_encoder, published))
-    expected = classifier.probabilities(classifier.text_model(tf.constant(TEXTS))).numpy()
-    export_classifier(classifier, str(tmp_path / "model"), threshold=0.5)
-    shutil.rmtree(published)
-    given = serve_as_a_stranger(tmp_path / "model", text=TEXTS)
-    np.testing.assert_allclose(given["probabilities"], expected, atol=1e-6)
-
-
-def test_the_threshold_inside_the_export_decides_the_label(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
-    classifier = build(tiny_paths)
-    labels = {}
-    for threshold in (0.0, 1.0):
-        export_classifier(classifier, str(tmp_path / str(threshold)), threshold)
-        loaded = tf.saved_model.load(str(tmp_path / str(threshold)))
-        assert loaded.labels.numpy().tolist() == [b"neg", b"pos"]
-        assert loaded.threshold.numpy() == threshold
-        given = loaded.signatures["serving_default"](text=tf.constant(["it is good"]))
-        labels[threshold] = given["label"].numpy()[0]
-        side = {b"neg": 0, b"pos": 1}[labels[threshold]]
-        assert given["probability"].numpy()[0] == given["probabilities"].numpy()[0, side]
-    assert labels == {0.0: b"pos", 1.0: b"neg"}
-
-
-def test_an_export_takes_no_texts_one_text_and_bytes_that_are_not_utf8(
-    tiny_paths: EncoderPaths, tmp_path: Path
-) -> None:
-    export_classifier(build(tiny_paths), str(tmp_path / "model"), 0.5)
-    serve = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
-    assert serve(text=tf.constant([], tf.string))["probabilities"].shape == (0, 2)
-    broken, clean = (
-        serve(text=tf.constant([text]))["probabilities"].numpy() for text in (b"it is\xff good", b"it is good")
-    )
-    np.testing.assert_array_equal(broken, clean)
 
 
 def test_a_preprocessor_must_be_one(tiny_encoder: str) -> None:
