@@ -189,12 +189,6 @@ class Config(BaseModel):
         description="weight of a row in the loss by its label: none; balanced: rare labels as much as frequent ones; "
         "or {label: weight}, 1 for labels not named",
     )
-    loss: Literal["cross_entropy", "focal"] = Field(
-        "cross_entropy", description="focal: rows that the model already has right count less"
-    )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the target that is spread over all labels; 0: none"
-    )
     oversampling: float = Field(
         0.0,
         ge=0,

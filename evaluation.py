@@ -81,7 +81,7 @@ def metrics(task: Task, targets: np.ndarray, probabilities: np.ndarray, threshol
 
 
 def _log_loss(task: Task, targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean cross-entropy, of the training's loss without smoothing, focus and weights."""
+    """Mean cross-entropy: the training's loss without weights."""
     if task.kind == "multilabel":
         pairs = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1)
         return float(log_loss(targets.ravel(), pairs, labels=[0, 1]))

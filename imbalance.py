@@ -86,8 +86,8 @@ def draws_per_epoch(config: Config, task: Task, targets: np.ndarray) -> np.ndarr
 def output_bias(task: Task, targets: np.ndarray, weights: np.ndarray | None, draws: np.ndarray) -> np.ndarray:
     """Bias of the logits, float32 [1] or [K], that says what the labels' shares alone say, before anything is learnt.
 
-    The shares are those that the loss sees, drawn and weighted, before focus and smoothing. (Lin et al.,
-    arXiv:1708.02002, section 4.1, start at a prior as well, a fixed one.)
+    The shares are those that the loss sees, drawn and weighted. (Lin et al., arXiv:1708.02002, section 4.1,
+    start at a prior as well, a fixed one.)
     """
     positive = _drawn(task, targets, draws)
     negative = draws.sum() - positive

@@ -21,7 +21,7 @@ from accumulation import AccumulatingModel
 from bert import CannotOpen, assign, build_bert, freeze, is_embedding, layer_number, open_encoder, twin
 from config import OPENED_ONLY, Config, ConfigError, DataError
 from data import INPUT_NAMES, pack
-from losses import ClassificationLoss, exact_match
+from losses import WeightedCrossEntropy, exact_match
 from optimization import AdamW, WarmupLinearDecay
 from spec import MOST_PADDING_ROWS, EncoderPaths, EncoderSpec, read_spec
 from tasks import Task
@@ -272,7 +272,7 @@ def compile_classifier(
     if classifier.encoder.precision == "float16":
         optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer)
     kind = classifier.task.kind
-    loss = ClassificationLoss(kind, config, label_weights)
+    loss = WeightedCrossEntropy(kind, label_weights)
     classifier.training_model.compile(optimizer=optimizer, loss=loss, metrics=[exact_match(kind)])
 
 

@@ -1,7 +1,7 @@
 """What each tool against class imbalance buys: average precision, and F1 at 0.5 and at the best threshold.
 
     python -m benchmarks.bench_imbalance --data quora_train.csv --test_data quora_test.csv \\
-        --text_column question_text --label_column target --epochs 2 --tool focal --seed 1 --results imbalance.jsonl
+        --text_column question_text --label_column target --epochs 2 --tool oversampling --seed 1 --results imbalance.jsonl
     python -m benchmarks.bench_imbalance --results imbalance.jsonl
 
 The first form trains once and appends a line to the results, the second prints the table of them. All runs of a seed share
@@ -23,10 +23,7 @@ from config import CommandParser, Config, DataError, HubtuneError, fail, make_co
 
 TOOLS: dict[str, dict[str, Any]] = {
     "none": {},
-    "output bias 0": {},
     "class_weight": {"class_weight": "balanced"},
-    "focal": {"loss": "focal"},
-    "label_smoothing": {"label_smoothing": 0.1},
     "oversampling": {"oversampling": 0.25},
 }
 
@@ -39,7 +36,6 @@ def run(config: Config, tool: str) -> dict[str, float | str]:
     """
     from data import tokenize
     from evaluation import Scorer
-    from model import Classifier
     from splits import load_splits
     from train import train
 
@@ -48,8 +44,6 @@ def run(config: Config, tool: str) -> dict[str, float | str]:
         raise DataError(
             f"{config.data}: the benchmark is for binary and multi-label tasks with validation and test rows"
         )
-    if tool == "output bias 0":
-        Classifier.set_output_bias = lambda *arguments: None  # type: ignore[method-assign]  # what training does without
     result = train(config)
     preprocessor, scorer = result.classifier.preprocessor, Scorer(result.classifier)
     first = 1 if splits.task.kind == "binary" else 0  # of two labels the last one is positive

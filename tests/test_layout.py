@@ -42,7 +42,7 @@ ALLOWED = {
     "encoder_checks": {"bert", "config", "data", "runtime", "spec"},
     "data": {"runtime"},
     "optimization": {"runtime"},
-    "losses": {"config", "runtime", "tasks"},
+    "losses": {"runtime", "tasks"},
     "accumulation": {"runtime"},
     "tracking": {"config", "runtime"},
     "model": {"accumulation", "bert", "config", "data", "losses", "optimization", "runtime", "spec", "tasks"},
