@@ -385,6 +385,7 @@ def test_ctrl_c_keeps_what_is_trained(tiny_paths: EncoderPaths, tmp_path: Path) 
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
     )
     assert process.stdout is not None
     seen = ""
