@@ -54,16 +54,16 @@ def _join_commas(value: Any) -> Any:
 
 def _class_weight(value: Any) -> Any:
     """A mapping as text, as the command line and sweeps give it, and labels that YAML reads as numbers, become a dict."""
-    if isinstance(value, dict) and any(isinstance(label, bool) for label in value):
-        raise ValueError(
-            "should have its labels in quotes: YAML reads yes, no, true and false without them as truth values"
-        )
-    if isinstance(value, dict) and any(isinstance(weight, bool) for weight in value.values()):
-        raise ValueError("should have numbers for weights")
+    if isinstance(value, dict):
+        if any(isinstance(label, bool) for label in value):
+            raise ValueError(
+                "should have its labels in quotes: YAML reads yes, no, true and false without them as truth values"
+            )
+        if any(isinstance(weight, bool) for weight in value.values()):
+            raise ValueError("should have numbers for weights")
     try:
-        read = (
-            yaml.load(value, yaml.BaseLoader) if isinstance(value, str) else value
-        )  # BaseLoader: all scalars are texts
+        # The base loader leaves every scalar a text, so that a label such as yes stays one.
+        read = yaml.load(value, yaml.BaseLoader) if isinstance(value, str) else value
         if isinstance(read, dict):
             read = {str(label): float(weight) for label, weight in read.items()}
     except (yaml.YAMLError, TypeError, ValueError):

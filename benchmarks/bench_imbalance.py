@@ -91,17 +91,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="JSONL file of the runs")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--tool", choices=TOOLS, help="train with this tool")
-    keys = [
-        "data",
-        "valid_data",
-        "test_data",
-        "text_column",
-        "label_column",
-        "label_separator",
-        "train_split",
-        "valid_split",
-    ]
-    for key in [*keys, "epochs", "seed"]:
+    tables = ("data", "valid_data", "test_data", "text_column", "label_column", "label_separator")
+    for key in (*tables, "train_split", "valid_split", "epochs", "seed"):
         parser.add_argument(f"--{key}", help="as in train.py")
     values = vars(parser.parse_args())
     results, tool, _ = values.pop("results"), values.pop("tool"), values.pop("debug")
