@@ -1,31 +1,28 @@
 """Files in, tables out: CSV, TSV, JSONL, Parquet and folders of texts, with every cell as it stands in the file."""
 
-import bz2
 import codecs
+import contextlib
 import csv
-import difflib
-import gzip
-import http.client
 import io
 import json
-import lzma
 import sys
-import urllib.error
-import urllib.request
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from config import DataError
+from table_sources import open_source
 
-_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 NAMED = 5  # so many rows, labels or columns are named in a message
+_PARQUET_BUFFER = 1 << 18
+
+_Parser = Callable[[str, BinaryIO, int, int], Iterator[pd.DataFrame]]
 
 
 def read_table(source: str, text_column: str = "text", label_column: str = "label") -> pd.DataFrame:
@@ -35,141 +32,217 @@ def read_table(source: str, text_column: str = "text", label_column: str = "labe
     Raises:
         DataError: the table is missing, empty, of an unknown kind, or broken; the line is named.
     """
-    if "://" not in source and Path(source).expanduser().is_dir():
+    if _is_folder(source):
         return _read_folder(Path(source).expanduser(), text_column, label_column)
-    name, raw = _decompress(source, _read_bytes(source))
-    parsers: dict[str, Callable[[str, bytes], pd.DataFrame]] = {
-        ".csv": _parse_csv,
-        ".tsv": _parse_tsv,
-        ".jsonl": _parse_jsonl,
-        ".ndjson": _parse_jsonl,
-        ".parquet": _parse_parquet,
-    }
-    suffix = Path(name).suffix.lower()
-    if suffix not in parsers:
-        raise DataError(
-            f"{source}: unknown kind of table {suffix or 'without a suffix'!r}; "
-            f"name it {', '.join(_SUFFIXES)}, with .gz, .bz2, .xz or .zip after it where compressed"
-        )
-    if not raw.strip():
-        raise DataError(f"{source}: the file is empty")
-    frame = parsers[suffix](source, raw)
+    [frame] = read_chunks(source, sys.maxsize)
     if frame.empty:
-        raise DataError(f"{source}: a header but no rows")
+        raise _no_rows(source)
     return frame
 
 
-def _read_bytes(source: str) -> bytes:
-    try:
-        if "://" in source:
-            print(f"Downloading {source}", flush=True)
-            with urllib.request.urlopen(source, timeout=60) as response:
-                return bytes(response.read())
-        return Path(source).expanduser().read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{source}: no such file{_nearest_file(source)}") from None
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise DataError(f"{source}: cannot be downloaded (HTTP {error.code}, {error.reason})") from None
-    except (OSError, ValueError, RuntimeError, http.client.HTTPException) as error:  # a URLError is an OSError
-        reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-        raise DataError(f"{source}: cannot be read ({reason})") from None
+def read_chunks(source: str, rows: int, skip: int = 0) -> Iterator[pd.DataFrame]:
+    """Reads the rows after the first `skip` as `read_table` does, in order, in frames of `rows` rows, the last of the rest, in
+    memory that does not grow with the table. The index counts the file's rows from 0.
+
+    A frame has the file's columns, but of JSONL those that occur in its own rows.
+
+    Raises:
+        DataError: as `read_table`, when the place is reached.
+    """
+    if _is_folder(source):
+        raise DataError(f"{source}: is a folder; what is read in parts is a file: {', '.join(_PARSERS)}")
+    with open_source(source) as (name, stream):
+        suffix = Path(name).suffix.lower()
+        if suffix not in _PARSERS:
+            raise DataError(
+                f"{source}: unknown kind of table {suffix or 'without a suffix'!r}; "
+                f"name it {', '.join(_PARSERS)}, with .gz, .bz2, .xz or .zip after it where compressed"
+            )
+        _refuse_blank(source, stream)
+        end = skip
+        try:
+            for frame in _PARSERS[suffix](source, stream, rows, skip):
+                start, end = end, end + len(frame)
+                frame.index = pd.RangeIndex(start, end)
+                yield frame
+        except UnicodeDecodeError:
+            raise _not_utf8(source, stream) from None
+        if end == 0:
+            raise _no_rows(source)
 
 
-def _decompress(source: str, raw: bytes) -> tuple[str, bytes]:
-    """Returns the name without its compression suffix, and the plain bytes."""
-    name = Path(source.split("?")[0] if "://" in source else source).name
-    suffix = Path(name).suffix.lower()
-    try:
-        if suffix == ".zip":
-            with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-                members = [
-                    member
-                    for member in archive.namelist()
-                    if not member.endswith("/") and not member.startswith("__MACOSX")
-                ]
-                if len(members) != 1:
-                    raise DataError(f"{source}: holds {len(members)} files; a zipped table holds one")
-                return members[0], archive.read(members[0])
-        decompress = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}.get(suffix)
-        return (name.removesuffix(Path(name).suffix), decompress(raw)) if decompress else (name, raw)
-    except (OSError, EOFError, ValueError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{source}: broken {suffix} file ({error})") from None
+def _is_folder(source: str) -> bool:
+    return "://" not in source and Path(source).expanduser().is_dir()
 
 
-def _decode(source: str, raw: bytes) -> str:
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+def _refuse_blank(source: str, stream: BinaryIO) -> None:
+    while block := stream.read(io.DEFAULT_BUFFER_SIZE):
+        if block.strip():
+            stream.seek(0)
+            return
+    raise _blank(source)
+
+
+def _blank(source: str) -> DataError:
+    return DataError(f"{source}: the file is empty")
+
+
+def _no_rows(source: str) -> DataError:
+    return DataError(f"{source}: a header but no rows")
+
+
+# Text
+
+
+@contextlib.contextmanager
+def _decoded(source: str, stream: BinaryIO, newline: str) -> Iterator[io.TextIOWrapper]:
+    """The stream as UTF-8 text, from its start and without a byte order mark."""
+    mark = stream.read(len(codecs.BOM_UTF8))
+    if mark.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{source}: is UTF-16; save the table as UTF-8")
+    if mark != codecs.BOM_UTF8:
+        stream.seek(0)
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline=newline)
     try:
-        return raw.removeprefix(codecs.BOM_UTF8).decode()
-    except UnicodeDecodeError as error:
-        broken = [
-            number for number, line in enumerate(raw.split(b"\n"), 1) if line.decode(errors="ignore").encode() != line
-        ]
-        byte = error.object[error.start]
-        raise DataError(
-            f"{source}: not UTF-8 in {name_rows(broken, 'line')}, the first byte is 0x{byte:02x}; save the table as UTF-8"
-        ) from None
+        yield text
+    finally:
+        text.detach()  # else it would close the stream
 
 
-def _parse_csv(source: str, raw: bytes) -> pd.DataFrame:
-    return _parse_delimited(source, raw, strict=True)
+def _not_utf8(source: str, stream: BinaryIO) -> DataError:
+    """Reads all of the stream once more, line by line, for what to say."""
+    stream.seek(0)
+    broken: list[int] = []
+    count = byte = 0
+    for number, line in enumerate(stream, 1):
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            byte = byte if broken else line[error.start]
+            count += 1
+            if count <= NAMED:
+                broken.append(number)
+    return DataError(
+        f"{source}: not UTF-8 in {name_rows(broken, 'line', count)}, the first byte is 0x{byte:02x}; save the table as UTF-8"
+    )
 
 
-def _parse_tsv(source: str, raw: bytes) -> pd.DataFrame:
-    return _parse_delimited(source, raw, delimiter="\t", quoting=csv.QUOTE_NONE)  # as in GLUE: quotes are text
+def _csv_chunks(source: str, stream: BinaryIO, rows: int, skip: int) -> Iterator[pd.DataFrame]:
+    return _delimited_chunks(source, stream, rows, skip, strict=True)
 
 
-def _parse_delimited(source: str, raw: bytes, **dialect: Any) -> pd.DataFrame:
+def _tsv_chunks(source: str, stream: BinaryIO, rows: int, skip: int) -> Iterator[pd.DataFrame]:
+    # as in GLUE: quotes are text
+    return _delimited_chunks(source, stream, rows, skip, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _delimited_chunks(source: str, stream: BinaryIO, rows: int, skip: int, **dialect: Any) -> Iterator[pd.DataFrame]:
     """Reads delimited text by the csv module, because pandas pads short rows and renames columns without a word."""
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(_decode(source, raw), newline=""), **dialect)
-    try:
-        header = next(row for row in reader if row)
-        if len(header) == 1 and (other := set(header[0]) & {";", "\t", "|", ","}):
-            raise DataError(
-                f"{source}: the header holds {min(other)!r} and is one column: save the table with commas as .csv or tabs as .tsv"
-            )
-        rows = []
-        for row in reader:
-            if row and len(row) != len(header):
-                raise DataError(
-                    f"{source}: line {reader.line_num}: {len(row)} fields where the header has {len(header)}"
-                )
-            if row:
-                rows.append(row)
-    except csv.Error as error:
-        raise DataError(f"{source}: line {reader.line_num}: broken quoting ({error})") from None
+    with _decoded(source, stream, newline="") as text:
+        reader = csv.reader(text, **dialect)
+        filled = filter(None, reader)
+        try:
+            header = next(filled, None)
+            if header is None:
+                raise _blank(source)
+            _check_header(source, header)
+            deque(islice(filled, skip), maxlen=0)
+            body = _of_width(source, reader, len(header))
+            while chunk := list(islice(body, rows)):
+                yield pd.DataFrame(chunk, columns=header, dtype=object)
+        except csv.Error as error:
+            raise DataError(f"{source}: line {reader.line_num}: broken quoting ({error})") from None
+
+
+def _check_header(source: str, header: list[str]) -> None:
+    if len(header) == 1 and (other := set(header[0]) & {";", "\t", "|", ","}):
+        raise DataError(
+            f"{source}: the header holds {min(other)!r} and is one column: save the table with commas as .csv or tabs as .tsv"
+        )
+    _refuse_repeated(source, header)
+
+
+def _refuse_repeated(source: str, header: list[str]) -> None:
     repeated = [name for name, count in Counter(header).items() if count > 1]
     if repeated:
         raise DataError(f"{source}: column {repeated[0]!r} occurs twice in the header; rename one")
-    return pd.DataFrame(rows, columns=header, dtype=object)
 
 
-def _parse_jsonl(source: str, raw: bytes) -> pd.DataFrame:
-    rows = []
-    for number, line in enumerate(_decode(source, raw).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{source}: line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{source}: line {number}: holds a {type(row).__name__}; "
-                'every line of a JSONL table is an object such as {"text": "...", "label": "..."}'
-            )
-        rows.append(row)
-    return pd.DataFrame(rows, dtype=object)
+def _of_width(source: str, reader: Any, width: int) -> Iterator[list[str]]:
+    for row in reader:
+        if len(row) == width:
+            yield row
+        elif row:
+            raise DataError(f"{source}: line {reader.line_num}: {len(row)} fields where the header has {width}")
 
 
-def _parse_parquet(source: str, raw: bytes) -> pd.DataFrame:
+def _jsonl_chunks(source: str, stream: BinaryIO, rows: int, skip: int) -> Iterator[pd.DataFrame]:
+    with _decoded(source, stream, newline="\n") as text:
+        filled = ((number, line) for number, line in enumerate(text, 1) if line.strip())
+        deque(islice(filled, skip), maxlen=0)
+        while chunk := [_read_object(source, number, line) for number, line in islice(filled, rows)]:
+            try:
+                frame = pd.DataFrame(chunk, dtype=object)
+            except UnicodeEncodeError:
+                raise DataError(f"{source}: a key holds half of a character (a lone surrogate); mend it") from None
+            yield frame
+
+
+def _read_object(source: str, number: int, line: str) -> dict[str, Any]:
     try:
-        # pyarrow's types, so that integers beside nulls stay integers
-        return pd.read_parquet(io.BytesIO(raw), dtype_backend="pyarrow").reset_index(drop=True)
+        row = json.loads(line.removesuffix("\n"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source}: line {number}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{source}: line {number}: holds a {type(row).__name__}; "
+            'every line of a JSONL table is an object such as {"text": "...", "label": "..."}'
+        )
+    return row
+
+
+# Parquet and folders
+
+
+def _parquet_chunks(source: str, stream: BinaryIO, rows: int, skip: int) -> Iterator[pd.DataFrame]:
+    try:
+        # A buffer of some size, and nothing ahead of it: else whole row groups are held.
+        with pq.ParquetFile(stream, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as file:
+            _refuse_repeated(source, file.schema_arrow.names)
+            for table in _grouped(_batches_after(file, rows, skip), rows):
+                # pyarrow's types, so that integers beside nulls stay integers
+                yield table.to_pandas(types_mapper=pd.ArrowDtype).reset_index(drop=True)
+    except DataError:
+        raise
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{source}: not a Parquet table ({' '.join(str(error).split())})") from None
+
+
+def _batches_after(file: Any, rows: int, skip: int) -> Iterator[Any]:
+    """Batches of at most `rows` rows; row groups that are skipped as a whole are not read."""
+    groups = list(range(file.num_row_groups))
+    while groups and skip >= (first := file.metadata.row_group(groups[0]).num_rows):
+        skip -= first
+        del groups[0]
+    for batch in file.iter_batches(min(rows, file.metadata.num_rows or 1), row_groups=groups):
+        yield batch.slice(skip)
+        skip = max(0, skip - len(batch))
+
+
+def _grouped(batches: Iterator[Any], rows: int) -> Iterator[Any]:
+    """Tables of `rows` rows, but for the last, out of batches of at most as many."""
+    held: list[Any] = []
+    count = 0
+    for batch in batches:
+        held.append(batch)
+        count += len(batch)
+        if count >= rows:
+            table = pa.Table.from_batches(held)
+            yield table.slice(0, rows)
+            held, count = table.slice(rows).to_batches(), count - rows
+    if count:
+        yield pa.Table.from_batches(held)
 
 
 def _read_folder(folder: Path, text_column: str, label_column: str) -> pd.DataFrame:
@@ -180,7 +253,7 @@ def _read_folder(folder: Path, text_column: str, label_column: str) -> pd.DataFr
             rows.append(
                 {
                     "file": str(file.relative_to(folder)),
-                    text_column: _decode(str(file), file.read_bytes()),
+                    text_column: _read_text(file),
                     label_column: class_folder.name,
                 }
             )
@@ -191,14 +264,26 @@ def _read_folder(folder: Path, text_column: str, label_column: str) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def name_rows(rows: list[int], what: str = "row") -> str:
-    """A count of rows and the first few of them, as in "7 rows (3, 9, 12, 40, 41, ...)"."""
-    named = ", ".join(map(str, rows[:NAMED])) + (", ..." if len(rows) > NAMED else "")
-    return f"{len(rows):,} {what}{'s' if len(rows) > 1 else ''} ({named})"
+def _read_text(file: Path) -> str:
+    with file.open("rb") as stream:
+        try:
+            with _decoded(str(file), stream, newline="") as text:
+                return text.read()
+        except UnicodeDecodeError:
+            raise _not_utf8(str(file), stream) from None
 
 
-def _nearest_file(source: str) -> str:
-    path = Path(source)
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    return f": did you mean {path.parent / near[0]}?" if near else ""
+_PARSERS: dict[str, _Parser] = {
+    ".csv": _csv_chunks,
+    ".tsv": _tsv_chunks,
+    ".jsonl": _jsonl_chunks,
+    ".ndjson": _jsonl_chunks,
+    ".parquet": _parquet_chunks,
+}
+
+
+def name_rows(rows: list[int], what: str = "row", count: int | None = None) -> str:
+    """A count of rows and the first few of them, as in "7 rows (3, 9, 12, 40, 41, ...)"; `count` where `rows` is not all."""
+    count = len(rows) if count is None else count
+    named = ", ".join(map(str, rows[:NAMED])) + (", ..." if count > NAMED else "")
+    return f"{count:,} {what}{'s' if count > 1 else ''} ({named})"
