@@ -4,6 +4,7 @@ Imports no TensorFlow, so that `--help` and a mistyped key answer at once.
 """
 
 import argparse
+import contextlib
 import difflib
 import math
 import os
@@ -71,6 +72,21 @@ def _class_weight(value: Any) -> Any:
     if read in ("none", "balanced") or (isinstance(read, dict) and all(0 < x < math.inf for x in read.values())):
         return read
     raise ValueError("should be none, balanced or a mapping such as {spam: 5, ham: 1}, of weights above 0")
+
+
+def split_threshold_metric(value: str) -> tuple[str, float | None]:
+    """The metric and its level: "precision_at_recall=0.9" -> ("precision_at_recall", 0.9), "f1" -> ("f1", None).
+
+    Raises:
+        ValueError: it is none of those that there are.
+    """
+    name, equals, level = value.partition("=")
+    if name in ("f1", "balanced_accuracy") and not equals:
+        return name, None
+    with contextlib.suppress(ValueError):
+        if name in ("precision_at_recall", "recall_at_precision") and 0 < float(level) <= 1:
+            return name, float(level)
+    raise ValueError("should be f1, balanced_accuracy, or such as precision_at_recall=0.9 or recall_at_precision=0.95")
 
 
 _SHORTEST_PAIR = 5  # [CLS], a token, [SEP], a token, [SEP]
@@ -203,6 +219,11 @@ class Config(BaseModel):
     monitor: Literal["val_loss", "val_accuracy", "val_macro_f1", "val_micro_f1", "val_f1", "val_average_precision"] = (
         Field("val_macro_f1", description="validation metric that early stopping and the best weights go by")
     )
+    threshold_metric: str = Field(
+        "f1",
+        description="what the threshold is chosen for on the validation rows: f1, balanced_accuracy, precision_at_recall=0.9 (the "
+        "most precise of those with that recall) or recall_at_precision=0.9; multi-class tasks have no threshold",
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="arithmetic of the training step; auto: what the CPU or GPU has in hardware"
     )
@@ -233,6 +254,12 @@ class Config(BaseModel):
     def _fraction_or_count(cls, value: float | None) -> float | None:
         if value is not None and value >= 1 and (value == 1 or value != int(value)):
             raise ValueError("should be a fraction below 1 or a whole number of rows from 2")
+        return value
+
+    @field_validator("threshold_metric")
+    @classmethod
+    def _known_threshold_metric(cls, value: str) -> str:
+        split_threshold_metric(value)
         return value
 
     @field_validator("train_split")

@@ -1,0 +1,36 @@
+"""Token ids in, logits out, in their order: for a classifier in memory and for one that was loaded."""
+
+import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from data import INPUT_NAMES, Tokens, score_batches
+
+FORMAT = 2  # of what stands beside the weights in an exported model
+_BATCH = 64
+INPUT_SIGNATURE = [{name: tf.TensorSpec([None, None], tf.int32, name=name) for name in INPUT_NAMES}]
+
+
+class Scorer:
+    """Scores tokenised texts in float32, as the exported model does.
+
+    Args:
+        logits: a dict of int32 [batch, seq] -> float32 [batch, num_logits].
+        num_logits: 1 in binary tasks, else the number of labels.
+    """
+
+    def __init__(self, logits: Callable[[dict[str, tf.Tensor]], tf.Tensor], num_logits: int) -> None:
+        self._logits = tf.function(logits, input_signature=INPUT_SIGNATURE)
+        self._num_logits = num_logits
+
+    def logits(self, tokens: Tokens, on_batch: Callable[[int], None] = lambda rows: None) -> np.ndarray:
+        """Logits in the order of the tokens, float32 [N, num_logits]; `on_batch` is told the rows of each batch."""
+        result = np.empty((len(tokens), self._num_logits), dtype=np.float32)
+        with runtime.graph_precision("float32"):
+            for rows, inputs in score_batches(tokens, _BATCH):
+                result[rows.numpy()] = self._logits(inputs).numpy()
+                on_batch(len(rows))
+        return result
