@@ -29,7 +29,7 @@ class Tokens:
     word_ids: np.ndarray
     type_ids: np.ndarray
     offsets: np.ndarray
-    num_cut: int  # texts that lost tokens to max_seq_length
+    uncut_lengths: np.ndarray  # tokens that each text has before max_seq_length cuts it, int32 [N]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -39,11 +39,16 @@ class Tokens:
         """Tokens per text, int64 [N]."""
         return np.diff(self.offsets)
 
+    @property
+    def num_cut(self) -> int:
+        """Texts that lost tokens to max_seq_length."""
+        return int(np.count_nonzero(self.uncut_lengths > self.lengths))
+
     def take(self, rows: np.ndarray) -> "Tokens":
         """The tokens of some texts, in that order."""
         pieces = _places(self, rows)
         offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])])
-        return Tokens(self.word_ids[pieces], self.type_ids[pieces], offsets, 0)
+        return Tokens(self.word_ids[pieces], self.type_ids[pieces], offsets, self.uncut_lengths[rows])
 
 
 def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int, pairs: list[str] | None = None) -> Tokens:
@@ -56,13 +61,12 @@ def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int, pairs: li
     def encode(*block: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         packed, num_tokens = pack(preprocessor, list(block), max_seq_length)
         real = tf.cast(packed["input_mask"], tf.bool)
-        num_cut = tf.math.count_nonzero(num_tokens > max_seq_length)
         lengths = tf.reduce_sum(packed["input_mask"], axis=1)
         return (
             tf.boolean_mask(packed["input_word_ids"], real),
             tf.boolean_mask(packed["input_type_ids"], real),
             lengths,
-            num_cut,
+            num_tokens,
         )
 
     segments = [texts] if pairs is None else [texts, pairs]
@@ -71,12 +75,14 @@ def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int, pairs: li
         blocks = (
             tf.data.Dataset.from_tensor_slices(columns)
             .batch(_TOKENIZE_ROWS)
-            .map(lambda *block: tf.py_function(encode, block, [tf.int32, tf.int32, tf.int32, tf.int64]))
+            .map(lambda *block: tf.py_function(encode, block, [tf.int32] * 4))
             .prefetch(tf.data.AUTOTUNE)
         )
-        word_ids, type_ids, lengths, num_cut = zip(*blocks.as_numpy_iterator(), strict=True)
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
-    return Tokens(np.concatenate(word_ids), np.concatenate(type_ids), offsets, int(sum(num_cut)))
+        nothing = [np.empty(0, np.int32)] * 4
+        parts = zip(nothing, *blocks.as_numpy_iterator(), strict=True)
+        word_ids, type_ids, lengths, uncut_lengths = (np.concatenate(part) for part in parts)
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return Tokens(word_ids, type_ids, offsets, uncut_lengths)
 
 
 def pack(preprocessor: Any, segments: list[tf.Tensor], max_seq_length: int) -> tuple[dict[str, tf.Tensor], tf.Tensor]:

@@ -1,128 +1,150 @@
-"""Scores: probabilities for examples, in their order, and the metrics of them."""
+"""What a model is worth on rows whose labels are known: scores with intervals, plots and a report.
+
+    python evaluation.py --model runs/tickets-20261120-101500 --data labelled.csv
+
+`train.py` does the same for its validation and test rows.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from config import CommandParser, Config, HubtuneError, fail, make_config
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Reads the command line.
+
+    Raises:
+        ConfigError: an option that does not exist, or one that is missing.
+    """
+    parser = CommandParser(
+        prog="evaluation.py", description="Scores a trained model on a table with labels.", allow_abbrev=False
+    )
+    parser.add_argument("--model", required=True, help="run directory, or SavedModel that train.py wrote")
+    parser.add_argument("--data", required=True, metavar="FILE", help="table with texts and labels")
+    for key in _COLUMNS:
+        parser.add_argument(f"--{key}", help=f"{Config.model_fields[key].description} [as in training]")
+    parser.add_argument(
+        "--output_dir", metavar="DIR", help="folder for the results [evaluations in the run directory, or here]"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(arguments)
+
+
+_COLUMNS = ("text_column", "text_pair_column", "label_column", "label_separator")
+
+if __name__ == "__main__":  # before TensorFlow loads: --help and a mistyped option answer at once
+    try:
+        GIVEN = parse_arguments(sys.argv[1:])
+    except HubtuneError as error:
+        if "--debug" in sys.argv:
+            raise
+        fail(error)
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
-import csv
-import json
-from typing import Any
-
-import numpy as np
 import pandas as pd
-import tensorflow as tf
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    label_ranking_average_precision_score,
-    log_loss,
-)
 
-from data import INPUT_NAMES, Tokens, score_batches
-from examples import PREDICTION_COLUMNS, Examples
-from model import Classifier
-from tasks import Task
-
-THRESHOLD = 0.5
-_SCORE_BATCH = 64
+from decision import predictions_table
+from examples import read_examples, refuse_prediction_columns
+from looks import draw_data, draw_scores
+from metrics import HEADLINE
+from predict import RowProgress, load_classifier, run_settings
+from prediction_files import as_csv
+from report import Facts, write_report
+from results import score_unseen
+from run_directory import claim_dated_directory, write_atomically
+from tasks import Task, leave_unknown_labels_out
 
 
-class Scorer:
-    """Scores tokenised examples with a classifier, in float32, as the exported model will."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        model = classifier.token_model
-        self.task = classifier.task
-        self._run = tf.function(
-            lambda inputs: classifier.probabilities(model(inputs, training=False)),
-            input_signature=[{name: tf.TensorSpec([None, None], tf.int32) for name in INPUT_NAMES}],
-        )
-
-    def probabilities(self, tokens: Tokens) -> np.ndarray:
-        """Probabilities in the order of the tokens, float32 [N, K]."""
-        result = np.empty((len(tokens), len(self.task.labels)), dtype=np.float32)
-        with runtime.graph_precision("float32"):
-            for rows, inputs in score_batches(tokens, _SCORE_BATCH):
-                result[rows.numpy()] = self._run(inputs).numpy()
-        return result
+def write_results(directory: Path, facts: Facts) -> None:
+    """Writes what there is to look at into a run's or an evaluation's folder: predictions, plots/ and report.html."""
+    for name, part in facts.scored.items():
+        refuse_prediction_columns(part.examples.source, part.examples.frame.columns, facts.decision.task.labels)
+        predicted = predictions_table(facts.decision, facts.decision.probabilities(part.logits))
+        table = pd.concat([part.examples.frame.reset_index(drop=True), predicted], axis=1)
+        write_atomically(directory / f"{name}_predictions.csv", as_csv(table))
+    (directory / "plots").mkdir(exist_ok=True)
+    for plot in facts.plots:
+        (directory / "plots" / f"{plot.name}.png").write_bytes(plot.png())
+    write_report(directory / "report.html", facts)
 
 
-def metrics(task: Task, targets: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
-    """Metrics of probabilities, float32 [N, K], against targets as `Task.targets` makes them, all by scikit-learn.
+def evaluate(model: str, data: str, output_dir: str | None = None, **columns: str | None) -> dict[str, Any]:
+    """Scores a trained model on a table with labels and writes predictions, metrics.json, plots/ and report.html.
 
-    `average_precision` is that of the positive class in binary tasks, else the mean over the labels that occur. Multi-label
-    tasks: `loss` is the mean over rows and labels, `accuracy` the share of rows whose labels are all right, and
-    `label_ranking_average_precision` the mean over the rows that have a label. A label that does not occur counts as 0 in
-    `macro_f1`, as scikit-learn has it.
+    Args:
+        model: run directory or SavedModel.
+        data: table as `Config.data`.
+        output_dir: folder for the results, which get one of their own in it; None: `evaluations` in the run directory, or in the
+            working directory for a SavedModel without one.
+        columns: `text_column`, `text_pair_column`, `label_column`, `label_separator`; None: as in training.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        HubtuneError: one line on what is wrong with the model, the table or a column.
     """
-    predicted = decide(task, probabilities, threshold)
-    scores = {
-        "loss": _log_loss(task, targets, probabilities.astype(np.float64)),
-        "accuracy": accuracy_score(targets, predicted),
-        "macro_f1": f1_score(targets, predicted, labels=range(len(task.labels)), average="macro", zero_division=0.0),
-    }
-    indicators = task.indicators(targets)
-    present = indicators.sum(axis=0) > 0  # average precision is undefined without a positive row
-    if task.kind == "binary":
-        scores["f1"] = f1_score(targets, predicted, pos_label=1, zero_division=0.0)
-        if present[1]:
-            scores["average_precision"] = average_precision_score(targets, probabilities[:, 1])
-        return {name: float(value) for name, value in scores.items()}
-    if present.any():
-        scores["average_precision"] = average_precision_score(
-            indicators[:, present], probabilities[:, present], average="macro"
+    classifier, trained = load_classifier(model), run_settings(model)
+    task, decision = classifier.task, classifier.decision
+    named = {key: columns.get(key) or trained.get(key) for key in _COLUMNS}
+    config = make_config({**named, "data": data, "task": task.kind, "max_seq_length": classifier.max_seq_length})
+    examples, notes = leave_unknown_labels_out(read_examples(data, config), task)
+    refuse_prediction_columns(data, examples.frame.columns, task.labels)
+    tokens = classifier.tokenize(examples.texts, examples.pairs)
+    if tokens.num_cut:
+        notes.append(
+            f"{data}: {tokens.num_cut:,} of {len(examples):,} texts are cut to {classifier.max_seq_length} tokens"
         )
-    if task.kind == "multilabel":
-        scores["micro_f1"] = f1_score(targets, predicted, average="micro", zero_division=0.0)
-        if (labelled := targets.any(axis=1)).any():
-            scores["label_ranking_average_precision"] = label_ranking_average_precision_score(
-                targets[labelled], probabilities[labelled]
-            )
-    return {name: float(value) for name, value in scores.items()}
-
-
-def _log_loss(task: Task, targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean cross-entropy: the training's loss without weights."""
-    if task.kind == "multilabel":
-        pairs = np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1)
-        return float(log_loss(targets.ravel(), pairs, labels=[0, 1]))
-    normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
-    return float(log_loss(targets, normalized, labels=range(len(task.labels))))
-
-
-def decide(task: Task, probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """What is predicted, in the form of targets: by `threshold` on the positive class or on each of several labels, or the
-    likeliest class of a multi-class task; int64 [N], or 0 and 1, float32 [N, K]."""
-    if task.kind == "multilabel":
-        return (probabilities >= threshold).astype(np.float32)
-    if task.kind == "binary":
-        return (probabilities[:, 1] >= threshold).astype(np.int64)
-    return probabilities.argmax(axis=1)
-
-
-def predictions_table(examples: Examples, task: Task, probabilities: np.ndarray, threshold: float) -> pd.DataFrame:
-    """The examples' own columns, untouched and in order, beside the prediction columns: the label (of a multi-label task
-    all labels, joined by its separator), its probability (of the likeliest label), and the probability of each label."""
-    chosen = decide(task, probabilities, threshold)
-    names = np.array(task.labels)
-    if task.kind == "multilabel":
-        predicted = [task.separator.join(names[row > 0]) for row in chosen]
-        probability = probabilities.max(axis=1)
-    else:
-        predicted = names[chosen].tolist()
-        probability = probabilities[np.arange(len(chosen)), chosen]
-    columns: dict[str, Any] = {
-        PREDICTION_COLUMNS[0]: predicted,
-        PREDICTION_COLUMNS[1]: probability,
-        **{f"probability_{label}": probabilities[:, i] for i, label in enumerate(task.labels)},
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    progress = RowProgress(0, len(examples))
+    scored = {"test": score_unseen(decision, examples, classifier.logits(tokens, progress.add))}
+    progress.end()
+    parent = Path(output_dir or (Path(model) if trained else Path()) / "evaluations").expanduser()
+    directory = claim_dated_directory(parent, data)
+    report = {
+        "task": task.kind,
+        "labels": task.labels,
+        "model": str(classifier.directory),
+        "data": data,
+        "test": scored["test"].values,
+        "threshold": decision.named_thresholds(),
+        "threshold_metric": trained.get("threshold_metric"),
+        "temperature": decision.named_temperatures(),
+        "environment": runtime.versions(),
+        "notes": notes,
     }
-    return pd.concat([examples.frame.reset_index(drop=True), pd.DataFrame(columns)], axis=1)
+    write_atomically(directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    drawn = draw_scores(decision, scored)
+    drawn += draw_data(task, {"test": examples}, {"test": tokens}, classifier.max_seq_length)
+    options = {"model": model, "data": data, **named}
+    write_results(directory, Facts(directory.name, decision, scored, report, drawn, options, classifier.directory))
+    print_scores(task, scored["test"].values)
+    print(f"Read first: {directory / 'report.html'}")
+    return report
 
 
-def as_csv(table: pd.DataFrame) -> str:
-    """A table as CSV. Lists are written as JSON; strings are quoted, because a lone carriage return in a text would else be
-    read back as the end of a row."""
+def print_scores(task: Task, values: dict[str, Any]) -> None:
+    """Prints the scores of each label and the headline metrics with their intervals."""
+    width = max(len(label) for label in task.labels)
+    print(f"{'':<{width}}  {'rows':>9}  {'predicted':>9}  precision  recall     F1")
+    for label, line in values["by_label"].items():
+        shares = f"{line['precision']:>9.3f}  {line['recall']:>6.3f}  {line['f1']:>5.3f}"
+        print(f"{label:<{width}}  {line['support']:>9,}  {line['predicted']:>9,}  {shares}")
+    for name in HEADLINE[task.kind]:
+        if name in values:
+            low, high = values["intervals"].get(name, (None, None))
+            told = "" if low is None else f"  (95 % interval {low:.4f} to {high:.4f})"
+            half = values.get("at_half", {}).get(name)
+            print(f"{name:<20} {values[name]:.4f}{told}" + ("" if half is None else f"  at 0.5: {half:.4f}"))
 
-    def cell(value: Any) -> Any:
-        return json.dumps(list(value), ensure_ascii=False) if isinstance(value, list | np.ndarray) else value
 
-    return table.map(cell).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+if __name__ == "__main__":
+    with runtime.mistakes_in_one_line(GIVEN.debug, "nothing is written"):
+        runtime.set_up_devices()
+        evaluate(GIVEN.model, GIVEN.data, GIVEN.output_dir, **{key: getattr(GIVEN, key) for key in _COLUMNS})

@@ -17,8 +17,6 @@ import pandas as pd
 from config import Config, DataError
 from tables import name_rows, read_table
 
-PREDICTION_COLUMNS = ("predicted_label", "probability")
-
 LabelSet = tuple[str, ...]  # the labels of one row
 
 
@@ -59,17 +57,24 @@ def read_examples(source: str, config: Config) -> Examples:
     if config.text_pair_column is not None and "://" not in source and Path(source).expanduser().is_dir():
         raise DataError(f"{source}: a folder of texts has no second texts; leave text_pair_column out")
     frame = read_table(source, config.text_column, config.label_column)
-    texts = _read_texts(source, frame, config.text_column, "text_column")
+    texts = read_texts(source, frame, config.text_column, "text_column")
     _refuse_empty(source, config.text_column, [not text.strip() for text in texts])
     pairs = None
     if config.text_pair_column is not None:
-        pairs = _read_texts(source, frame, config.text_pair_column, "text_pair_column")
+        pairs = read_texts(source, frame, config.text_pair_column, "text_pair_column")
     return Examples(source, frame, texts, pairs, _read_labels(source, frame, config), list(range(1, len(frame) + 1)))
 
 
-def _read_texts(source: str, frame: pd.DataFrame, column: str, key: str) -> list[str]:
+def read_texts(source: str, frame: pd.DataFrame, column: str, key: str) -> list[str]:
+    """The texts of a column, missing ones as empty; `key` is the option that names it, and the frame's index counts the
+    table's rows from 0.
+
+    Raises:
+        DataError: there is no such column, or a cell holds something else than text.
+    """
     _refuse_missing_column(source, frame, column, key)
-    return [_as_text(value, f"{source}: row {row}, column {column!r}") for row, value in enumerate(frame[column], 1)]
+    cells = zip(frame.index, frame[column], strict=True)
+    return [_as_text(value, f"{source}: row {row + 1}, column {column!r}") for row, value in cells]
 
 
 # Labels
@@ -159,7 +164,7 @@ def _as_label(value: Any, where: str) -> str:
         return str(int(value)) if float(value).is_integer() else str(value)
     if not isinstance(value, str | int | np.integer | bool | np.bool_):
         raise DataError(f"{where}: holds {type(value).__name__} {value!r}; a label is a string or a number")
-    return _encodable(str(value), where)
+    return encodable(str(value), where)
 
 
 # Checks
@@ -170,10 +175,15 @@ def _as_text(value: Any, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise DataError(f"{where}: holds {type(value).__name__} {value!r}, not a text")
-    return _encodable(value, where)
+    return encodable(value, where)
 
 
-def _encodable(value: str, where: str) -> str:
+def encodable(value: str, where: str) -> str:
+    """The text, if it can be written as UTF-8.
+
+    Raises:
+        DataError: it holds a lone surrogate; `where` begins the message.
+    """
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -209,6 +219,21 @@ def _nearest_column(column: str, columns: Iterable[Any]) -> str:
     near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return f"{guess}the table has {', '.join(map(repr, names[:20]))}"
+
+
+def prediction_columns(labels: list[str]) -> list[str]:
+    """Names of the columns that stand beside a table's own ones in a file of predictions."""
+    return ["predicted_label", "probability", *(f"probability_{label}" for label in labels)]
+
+
+def refuse_prediction_columns(source: str, columns: Iterable[Any], labels: list[str]) -> None:
+    """Refuses a table whose own columns have the names of prediction columns.
+
+    Raises:
+        DataError: one line with the column.
+    """
+    if taken := set(prediction_columns(labels)).intersection(columns):
+        raise DataError(f"{source}: column {min(taken)!r} has the name of a prediction column; rename it")
 
 
 def rows_where(examples: Examples, test: Callable[[LabelSet], bool]) -> list[int]:

@@ -1,4 +1,4 @@
-"""The model that is shipped: texts in, labels and probabilities out, with TensorFlow and tensorflow-text alone."""
+"""The model that is shipped: texts in, labels and calibrated probabilities out, with TensorFlow and tensorflow-text alone."""
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
@@ -7,35 +7,56 @@ import shutil
 
 import tensorflow as tf
 
+from data import pack
+from decision import Decision
 from model import Classifier
+from scoring import FORMAT, INPUT_SIGNATURE
 from spec import write_spec
 from tasks import Task
 
-
-def export_classifier(classifier: Classifier, directory: str, threshold: float) -> None:
+def export_classifier(classifier: Classifier, directory: str, decision: Decision, max_seq_length: int) -> None:
     """Writes a SavedModel that needs only TensorFlow and tensorflow-text: `serving_default` takes `text`, string [N] (and
     `text_pair`, string [N], if it was trained on pairs), and gives
 
-    - `label`, string [N]: in multi-label tasks all that reach the threshold, joined by the separator; "" for none;
+    - `label`, string [N]: in multi-label tasks all that reach their thresholds, joined by the separator; "" for none;
     - `probability`, float32 [N]: of that label; in multi-label tasks of the likeliest one;
     - `probabilities`, float32 [N, K], in the order of the loaded model's `labels`.
 
-    Written under a temporary name and renamed, so that `directory` is whole or absent.
+    The loaded model's `logits` takes the encoder's inputs and `preprocessor` makes them, so that many texts can be scored
+    by length; `temperature` and `threshold` are as in `Decision`. Written under a temporary name and renamed, so that
+    `directory` is whole or absent.
     """
     module = tf.Module()
-    module.weights = classifier.text_model.variables
+    module.weights = classifier.token_model.variables
     module.preprocessor = classifier.preprocessor  # vocabulary tables and their asset files
-    with tf.device("/cpu:0"):
-        module.labels = tf.Variable(classifier.task.labels, trainable=False, name="labels")
-    module.threshold = tf.Variable(threshold, trainable=False, name="threshold")
+    task = classifier.task
     names = [tensor.name for tensor in classifier.text_model.inputs]
+    with tf.device("/cpu:0"):
+        record = {
+            "labels": task.labels,
+            "kind": task.kind,
+            "separator": task.separator,
+            "inputs": names,
+            "temperature": decision.temperature,
+            "threshold": decision.threshold,
+            "max_seq_length": max_seq_length,
+            "format": FORMAT,
+        }
+        for name, value in record.items():
+            setattr(module, name, tf.Variable(value, trainable=False, name=name))
+
+    @tf.function(input_signature=INPUT_SIGNATURE)
+    def logits(inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        return classifier.token_model(inputs, training=False)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name=name) for name in names])
     def serve(*texts: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = classifier.probabilities(classifier.text_model(list(texts), training=False))  # (batch, K)
-        label, probability = _decide(classifier.task, probabilities, module.labels, module.threshold)
+        inputs, _ = pack(classifier.preprocessor, list(texts), max_seq_length)
+        probabilities = _probabilities(task, logits(inputs) / module.temperature)  # (batch, K)
+        label, probability = _decide(task, probabilities, module.labels, module.threshold)
         return {"label": label, "probability": probability, "probabilities": probabilities}
 
+    module.logits = logits
     spec = classifier.encoder.spec
     if spec is None:  # so that another training can go on from it
         module.encoder = classifier.encoder.layer.resolved_object
@@ -48,10 +69,17 @@ def export_classifier(classifier: Classifier, directory: str, threshold: float) 
     os.rename(temporary, directory)
 
 
+def _probabilities(task: Task, logits: tf.Tensor) -> tf.Tensor:
+    """`Decision.probabilities` in the graph."""
+    if task.kind == "multiclass":
+        return tf.nn.softmax(logits)
+    return tf.nn.sigmoid(logits if task.kind == "multilabel" else tf.concat([-logits, logits], axis=-1))
+
+
 def _decide(
     task: Task, probabilities: tf.Tensor, labels: tf.Tensor, threshold: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """`evaluation.decide` in the graph: the label, string [batch], and its probability, float32 [batch]."""
+    """`Decision.decide` in the graph: the label, string [batch], and its probability, float32 [batch]."""
     if task.kind == "multilabel":
         rows_of_labels = tf.broadcast_to(labels, tf.shape(probabilities))
         chosen = tf.ragged.boolean_mask(rows_of_labels, probabilities >= threshold)

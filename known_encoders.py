@@ -63,3 +63,10 @@ KNOWN = {
         standard_bert("hf:BAAI/bge-small-en-v1.5", 12, 384, 30522, cased=False, num_heads=12),
     )
 }
+
+
+def licence_of(name: str) -> str | None:
+    """The licence of an encoder's weights, by its publisher's page; None where it is not known here."""
+    if name not in KNOWN:
+        return None
+    return "MIT" if name.startswith("hf:BAAI/") else "Apache-2.0"

@@ -87,14 +87,6 @@ class Classifier:
     preprocessor: Any
     task: Task
 
-    def probabilities(self, logits: tf.Tensor) -> tf.Tensor:
-        """Logits -> probabilities in the order of the task's labels, float32 [batch, K]."""
-        if self.task.kind == "multiclass":
-            return tf.nn.softmax(logits)
-        if self.task.kind == "multilabel":
-            return tf.nn.sigmoid(logits)
-        return tf.nn.sigmoid(tf.concat([-logits, logits], axis=-1))
-
     def set_output_bias(self, bias: np.ndarray) -> None:
         """Sets the bias of the logits, float32 [1] or [K], as `imbalance.output_bias` makes it."""
         self.token_model.get_layer("logits").bias.assign(bias)

@@ -39,7 +39,7 @@ def refuse_full_disk(config: Config, needed: int) -> None:
 
 
 def claim_run_directory(config: Config) -> Path:
-    """Creates the run directory; where two runs start in one second, the later one's name gets a number.
+    """Creates the run directory.
 
     Raises:
         DataError: the directory is not empty.
@@ -49,14 +49,23 @@ def claim_run_directory(config: Config) -> Path:
         refuse_used_run_directory(config)
         (parent / config.run_name).mkdir(parents=True, exist_ok=True)
         return parent / config.run_name
-    name = f"{Path(config.data.rstrip('/')).name.split('.')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
+    return claim_dated_directory(parent, config.data)
+
+
+def claim_dated_directory(parent: Path, data: str) -> Path:
+    """Creates a folder in `parent`, named after a table and the time; the later of two in one second gets a number.
+
+    Raises:
+        DataError: all its numbered followers exist as well.
+    """
+    name = f"{Path(data.rstrip('/')).name.split('.')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
     for suffix in ("", *(f"-{number}" for number in range(2, 100))):
         try:
             (parent / f"{name}{suffix}").mkdir(parents=True)
         except FileExistsError:
             continue
         return parent / f"{name}{suffix}"
-    raise DataError(f"run directory {parent / name} and its numbered followers exist: set run_name")
+    raise DataError(f"{parent / name} and its numbered followers exist: choose another folder")
 
 
 def write_atomically(path: Path, content: str) -> None:

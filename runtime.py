@@ -6,6 +6,7 @@ selects once, when it is first imported.
 
 import contextlib
 import os
+import re
 import resource
 import sys
 import warnings
@@ -27,7 +28,7 @@ import absl.logging  # noqa: E402
 import tensorflow as tf  # noqa: E402  (after the environment above)
 import tf_keras  # noqa: E402
 
-from config import ConfigError  # noqa: E402
+from config import ConfigError, HubtuneError, fail, from_os_error  # noqa: E402
 
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _FLOAT16_GPU_CAPABILITY = (7, 0)  # tensor cores
@@ -117,9 +118,43 @@ def saving() -> Iterator[None]:
         raise OSError(" ".join(error.message.split())[-150:]) from error
 
 
+@contextlib.contextmanager
+def mistakes_in_one_line(debug: bool, if_interrupted: str) -> Iterator[None]:
+    """Runs a command: a mistake is one line on standard error and an exit code, a traceback only with `debug`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nInterrupted: {if_interrupted}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (HubtuneError, OSError, tf.errors.OpError) as error:
+        if debug:
+            raise
+        fail(_explain(error))
+
+
+def _explain(error: Exception) -> HubtuneError:
+    if isinstance(error, HubtuneError):
+        return error
+    if isinstance(error, OSError):
+        return from_os_error(error)
+    reason = " ".join(re.sub(r"\{\{.*?\}\}", "", str(error)).split())
+    if "No space left" in reason:
+        return HubtuneError(f"the disk is full: make room or choose another folder ({reason[:200]})")
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        return HubtuneError(f"out of memory: lower batch_size or max_seq_length ({reason[:200]})")
+    return HubtuneError(f"TensorFlow stopped: {reason[:200]}; --debug shows where")
+
+
 def set_seed(seed: int) -> None:
     """Seeds Python, NumPy and TensorFlow."""
     tf_keras.utils.set_random_seed(seed)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, or hours."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def peak_memory_bytes() -> int:

@@ -7,9 +7,9 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from config import Config, DataError
-from examples import PREDICTION_COLUMNS, Examples, read_examples
+from examples import Examples, read_examples, refuse_prediction_columns
 from tables import name_rows
-from tasks import Task, decide_task, refuse_unknown_labels
+from tasks import Task, decide_task, leave_unknown_labels_out, refuse_unknown_labels
 
 _SPLIT_STREAM = 0x5711  # keeps the split's random numbers apart from other uses of the seed
 
@@ -52,11 +52,15 @@ def load_splits(config: Config) -> Splits:
     else:
         train_rows, valid_rows = _split(table, task, config, notes)
         train, valid = table.take(train_rows), table.take(valid_rows) if len(valid_rows) else None
+    if valid is not None:
+        refuse_unknown_labels(valid, task)
+    if test is not None:
+        test, unknown = leave_unknown_labels_out(test, task)
+        notes.extend(unknown)
+    splits = Splits(train, valid, test, task, reason, notes)
     for part in (valid, test):
         if part is not None:
-            refuse_unknown_labels(part, task)
-    splits = Splits(train, valid, test, task, reason, notes)
-    _refuse_prediction_columns(valid, task.labels)
+            refuse_prediction_columns(part.source, part.frame.columns, task.labels)
     notes.extend(_notes(splits))
     return splits
 
@@ -66,15 +70,6 @@ def _refuse_no_pairs(table: Examples, config: Config) -> None:
         raise DataError(
             f"{table.source}: column {config.text_pair_column!r} is empty in every row; set text_pair_column"
         )
-
-
-def _refuse_prediction_columns(valid: Examples | None, labels: list[str]) -> None:
-    """The validation rows' own columns stand beside the prediction columns, so no name may be taken twice."""
-    taken = {*PREDICTION_COLUMNS, *(f"probability_{label}" for label in labels)}.intersection(
-        valid.frame.columns if valid else []
-    )
-    if valid and taken:
-        raise DataError(f"{valid.source}: column {min(taken)!r} has the name of a prediction column; rename it")
 
 
 def _split(table: Examples, task: Task, config: Config, notes: list[str]) -> tuple[list[int], list[int]]:

@@ -92,20 +92,42 @@ def sort_labels(labels: set[str]) -> list[str]:
 
 
 def refuse_unknown_labels(examples: Examples, task: Task) -> None:
-    """Refuses a validation or test table with labels, or numbers of them, that the training table has not.
+    """Refuses a validation table with labels, or numbers of them, that the training table has not.
 
     Raises:
         DataError: one line with the labels and the rows.
     """
+    if problem := _unknown_labels(examples, task)[1]:
+        raise DataError(f"{problem}: the training table has {', '.join(map(repr, task.labels[:20]))}")
+
+
+def leave_unknown_labels_out(examples: Examples, task: Task) -> tuple[Examples, list[str]]:
+    """The rows of a test table whose labels the model knows, and what there is to say of the others: they have no score.
+
+    Raises:
+        DataError: no row has a label that the model knows, or rows have another number of labels than the task allows.
+    """
+    known, problem = _unknown_labels(examples, task)
+    if not problem:
+        return examples, []
+    if not known:
+        raise DataError(
+            f"{problem}, and no other row is left: the model knows {', '.join(map(repr, task.labels[:20]))}"
+        )
+    return examples.take(known), [f"{problem} to the model: left out of the scores"]
+
+
+def _unknown_labels(examples: Examples, task: Task) -> tuple[list[int], str]:
+    """The places of the rows whose labels are all known, and in words which rows have others."""
     if task.kind != "multilabel":
         _refuse_other_than_one(examples, task.kind)
     unknown = {label for labels in examples.labels for label in labels} - set(task.labels)
-    if unknown:
-        rows = rows_where(examples, lambda labels: not unknown.isdisjoint(labels))
-        raise DataError(
-            f"{examples.source}: label {', '.join(map(repr, sorted(unknown)[:NAMED]))} in {name_rows(rows)} is unknown: "
-            f"the training table has {', '.join(map(repr, task.labels[:20]))}"
-        )
+    if not unknown:
+        return list(range(len(examples))), ""
+    rows = rows_where(examples, lambda labels: not unknown.isdisjoint(labels))
+    known = [place for place, labels in enumerate(examples.labels) if unknown.isdisjoint(labels)]
+    named = ", ".join(map(repr, sorted(unknown)[:NAMED]))
+    return known, f"{examples.source}: label {named} in {name_rows(rows)} is unknown"
 
 
 def _kind_of(labels: list[str], any_other_than_one: bool) -> Kind:

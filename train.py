@@ -6,7 +6,6 @@ Reads top to bottom as it runs: config -> examples -> token ids -> model -> fit 
 """
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import Config, ConfigError, HubtuneError, fail, from_os_error, parse_command_line
+from config import Config, ConfigError, HubtuneError, fail, parse_command_line
 
 if __name__ == "__main__":  # before TensorFlow loads: --help and a mistyped key answer at once
     try:
@@ -28,17 +27,24 @@ if __name__ == "__main__":  # before TensorFlow loads: --help and a mistyped key
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
 import numpy as np
-import tensorflow as tf
+import pandas as pd
 import tf_keras
 
-from callbacks import EpochEnd, Progress, clock, refuse_diverged
+from callbacks import EpochEnd, Progress, refuse_diverged
 from data import Tokens, num_batches, rows_per_epoch, tokenize, train_batches
+from decision import Decision, fit_decision, plain_decision
 from encoders import find_encoder
-from evaluation import THRESHOLD, Scorer, as_csv, metrics, predictions_table
+from evaluation import write_results
 from export import export_classifier
 from imbalance import Balance, balance
+from looks import draw_data, draw_scores
+from metrics import HEADLINE, score_probabilities
 from model import Classifier, build_classifier, compile_classifier
+from plots import learning_curves
+from report import Facts, write_model_card
+from results import Scored, score_unseen, score_validation
 from run_directory import claim_run_directory, refuse_full_disk, refuse_used_run_directory, write_atomically
+from scoring import Scorer
 from splits import Splits, load_splits
 from tracking import choose_mode, start_run
 
@@ -85,17 +91,20 @@ def train(config: Config) -> Result:
     refuse_full_disk(config, copies * 4 * classifier.token_model.count_params())
     run_directory = claim_run_directory(config)
     write_atomically(run_directory / "config.yaml", config.to_yaml())
-    job = Job(config, splits, balanced, classifier, Scorer(classifier), tokens, run_directory)
+    scorer = Scorer(lambda inputs: classifier.token_model(inputs, training=False), splits.task.num_logits)
+    job = Job(config, splits, balanced, classifier, scorer, tokens, run_directory)
     with start_run(config, run_directory, wandb_mode) as run:
         print(f"Training on {device} in {classifier.encoder.precision}", flush=True)
         loss_at_start = _score_start(job)
         fit = _fit(job, run.callbacks())
-        scores = _score(job, fit)
-        report = _report(job, fit, loss_at_start, scores, device)
+        decision, notes, scored = _score(job, fit)
+        report = _report(job, fit, loss_at_start, decision, scored, device)
+        report["notes"] = [*splits.notes, *notes]
         print("Saving the model", flush=True)
-        export_classifier(classifier, str(run_directory / "model"), THRESHOLD)
+        export_classifier(classifier, str(run_directory / "model"), decision, config.max_seq_length)
         write_atomically(run_directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        run.summarize({f"{part}/{name}": value for part in splits.parts for name, value in report[part].items()})
+        _write_report(job, decision, scored, report)
+        run.summarize(_numbers(report))
     _say_where(job, run.where(), time.monotonic() - started)
     return Result(run_directory, report, classifier, fit.interrupted)
 
@@ -145,7 +154,7 @@ def _refuse_wrong_monitor(config: Config, splits: Splits) -> None:
 class Fit:
     """What came of fitting, beside the weights."""
 
-    valid_probabilities: np.ndarray | None  # where the last epoch's are those of the final weights
+    valid_logits: np.ndarray | None  # where the last epoch's are those of the final weights
     steps: int
     seconds: float
     epochs_run: int
@@ -155,11 +164,11 @@ class Fit:
 def _score_start(job: Job) -> float:
     """Cross-entropy on some training rows before the first step: about that of the output bias, which knows no text."""
     rows = np.random.default_rng(job.config.seed).permutation(len(job.splits.train))[:_ROWS_AT_START]
-    probabilities = job.scorer.probabilities(job.tokens["train"].take(rows))
-    by_bias = np.tile(job.classifier.probabilities(tf.constant(job.balanced.bias[None])).numpy(), (len(rows), 1))
+    logits = job.scorer.logits(job.tokens["train"].take(rows))
+    task, decision = job.splits.task, plain_decision(job.splits.task)
     loss, alone = (
-        metrics(job.splits.task, job.balanced.targets[rows], each, THRESHOLD)["loss"]
-        for each in (probabilities, by_bias)
+        score_probabilities(task, job.balanced.targets[rows], decision.probabilities(each))["loss"]
+        for each in (logits, np.tile(job.balanced.bias, (len(rows), 1)))
     )
     print(
         f"step 0: loss {loss:.4f} on {len(rows):,} training rows; the output bias alone gives {alone:.4f}", flush=True
@@ -173,7 +182,8 @@ def _fit(job: Job, callbacks: list[Any]) -> Fit:
     compile_classifier(job.classifier, config, config.epochs * steps, job.balanced.weights)
     valid = job.splits.valid
     valid_targets = None if valid is None else job.splits.task.targets(valid.labels)
-    epoch_end = EpochEnd(job.scorer, job.tokens.get("valid"), valid_targets, job.run_directory / "history.csv")
+    history_file = job.run_directory / "history.csv"
+    epoch_end = EpochEnd(job.splits.task, job.scorer, job.tokens.get("valid"), valid_targets, history_file)
     best = str(job.run_directory / "checkpoints" / "best")
     stopping = _early_stopping(config, best)
     batches = train_batches(
@@ -187,7 +197,7 @@ def _fit(job: Job, callbacks: list[Any]) -> Fit:
                 steps_per_epoch=steps,
                 epochs=config.epochs,
                 verbose=0,
-                callbacks=[epoch_end, *stopping, Progress(config.epochs, steps), *callbacks],
+                callbacks=[epoch_end, *stopping, Progress(job.splits.task.kind, config.epochs, steps), *callbacks],
             )
     except KeyboardInterrupt:
         interrupted = True
@@ -207,7 +217,7 @@ def _fit(job: Job, callbacks: list[Any]) -> Fit:
     refuse_diverged(model)
     fresh = epoch_end.scored_step == epoch_end.steps and not stopping
     return Fit(
-        epoch_end.probabilities if fresh else None,
+        epoch_end.logits if fresh else None,
         epoch_end.steps,
         epoch_end.seconds,
         len(epoch_end.history),
@@ -229,24 +239,54 @@ def _early_stopping(config: Config, best: str) -> list[tf_keras.callbacks.Callba
 # Scoring and reporting
 
 
-def _score(job: Job, fit: Fit) -> dict[str, dict[str, Any]]:
-    """Scores validation and test rows with the final weights and writes the validation predictions."""
-    scores, task = {}, job.splits.task
-    for name, part in job.splits.parts.items():
-        if name == "train":
-            continue
-        known = fit.valid_probabilities if name == "valid" else None
-        probabilities = job.scorer.probabilities(job.tokens[name]) if known is None else known
-        if name == "valid":
-            table = predictions_table(part, task, probabilities, THRESHOLD)
-            write_atomically(job.run_directory / "valid_predictions.csv", as_csv(table))
-        values = metrics(task, task.targets(part.labels), probabilities, THRESHOLD)
-        print(f"{name}: " + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items()), flush=True)
-        scores[name] = {"examples": len(part), **values}
-    return scores
+def _score(job: Job, fit: Fit) -> tuple[Decision, list[str], dict[str, Scored]]:
+    """Scores validation and test rows with the final weights; the former choose temperature and threshold."""
+    task, metric, scored = job.splits.task, job.config.threshold_metric, {}
+    decision, notes = plain_decision(task), ["no validation rows: no calibration, and 0.5 as the threshold"]
+    if job.splits.valid is not None:
+        known = fit.valid_logits
+        logits = job.scorer.logits(job.tokens["valid"]) if known is None else known
+        decision, notes = fit_decision(task, logits, task.targets(job.splits.valid.labels), metric)
+        scored["valid"] = score_validation(decision, job.splits.valid, logits, metric)
+    if job.splits.test is not None:
+        scored["test"] = score_unseen(decision, job.splits.test, job.scorer.logits(job.tokens["test"]))
+    for note in notes:
+        print(f"note: {note}")
+    for name, part in scored.items():
+        shown = "  ".join(
+            f"{metric} {part.values[metric]:.4f}" for metric in HEADLINE[task.kind] if metric in part.values
+        )
+        print(f"{name}: {shown}", flush=True)
+    return decision, notes, scored
 
 
-def _report(job: Job, fit: Fit, loss_at_start: float, scores: dict[str, Any], device: str) -> dict[str, Any]:
+def _write_report(job: Job, decision: Decision, scored: dict[str, Scored], report: dict[str, Any]) -> None:
+    """Writes predictions, plots, report.html and MODEL_CARD.md."""
+    history = job.run_directory / "history.csv"
+    drawn = [learning_curves(pd.read_csv(history))] if history.exists() else []
+    if scored:
+        drawn += draw_scores(decision, scored)
+    drawn += draw_data(job.splits.task, job.splits.parts, job.tokens, job.config.max_seq_length)
+    facts = Facts(
+        job.run_directory.name, decision, scored, report, drawn, job.config.model_dump(), job.run_directory / "model"
+    )
+    write_results(job.run_directory, facts)
+    write_model_card(job.run_directory / "MODEL_CARD.md", facts)
+
+
+def _numbers(report: dict[str, Any]) -> dict[str, float]:
+    """The numbers of each part, as in "test/macro_f1"."""
+    return {
+        f"{part}/{name}": value
+        for part in ("train", "valid", "test")
+        for name, value in report.get(part, {}).items()
+        if isinstance(value, int | float)
+    }
+
+
+def _report(
+    job: Job, fit: Fit, loss_at_start: float, decision: Decision, scored: dict[str, Scored], device: str
+) -> dict[str, Any]:
     """The content of metrics.json."""
     draws, passes = job.balanced.draws, fit.steps / job.steps_per_epoch
     tokens_per_epoch = float((job.tokens["train"].lengths * draws).sum())
@@ -265,8 +305,10 @@ def _report(job: Job, fit: Fit, loss_at_start: float, scores: dict[str, Any], de
             "steps_run": fit.steps,
             "peak_memory_bytes": runtime.peak_memory_bytes(),
         },
-        **scores,
-        "threshold": THRESHOLD,
+        **{name: part.values for name, part in scored.items()},
+        "threshold": decision.named_thresholds(),
+        "threshold_metric": job.config.threshold_metric,
+        "temperature": decision.named_temperatures(),
         "environment": {
             **runtime.versions(),
             "device": device,
@@ -313,7 +355,7 @@ def _describe_tokens(config: Config, tokens: dict[str, Tokens]) -> None:
 
 def _say_where(job: Job, tracked: str | None, seconds: float) -> None:
     pair = ', text_pair=tf.constant(["its second text"])' if job.config.text_pair_column else ""
-    print(f"Done in {clock(seconds)}. Model, metrics and predictions: {job.run_directory}")
+    print(f"Done in {runtime.clock(seconds)}. Read first: {job.run_directory / 'report.html'}")
     if tracked:
         print(f"W&B: {tracked}")
     print(
@@ -338,30 +380,10 @@ def _git_commit() -> str | None:
 
 def main(config: Config, debug: bool) -> None:
     """Runs the command; a user's mistake is one line and an exit code, never a traceback."""
-    try:
+    with runtime.mistakes_in_one_line(debug, "no model was saved"):
         result = train(config)
-    except KeyboardInterrupt:
-        print("\nInterrupted: no model was saved", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (HubtuneError, OSError, tf.errors.OpError) as error:
-        if debug:
-            raise
-        fail(_explain(error))
     if result.interrupted:
         raise SystemExit(130)
-
-
-def _explain(error: Exception) -> HubtuneError:
-    if isinstance(error, HubtuneError):
-        return error
-    if isinstance(error, OSError):
-        return from_os_error(error)
-    reason = " ".join(re.sub(r"\{\{.*?\}\}", "", str(error)).split())
-    if "No space left" in reason:
-        return HubtuneError(f"the disk is full: make room or choose another folder ({reason[:200]})")
-    if isinstance(error, tf.errors.ResourceExhaustedError):
-        return HubtuneError(f"out of memory: lower batch_size or max_seq_length ({reason[:200]})")
-    return HubtuneError(f"TensorFlow stopped: {reason[:200]}; --debug shows where")
 
 
 if __name__ == "__main__":

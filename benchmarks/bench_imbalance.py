@@ -5,8 +5,8 @@
     python -m benchmarks.bench_imbalance --results imbalance.jsonl
 
 The first form trains once and appends a line to the results, the second prints the table of them. All runs of a seed share
-their rows. The threshold is the one with the best F1 on the validation rows; every figure is of the test rows. A multi-label
-task has a threshold for each label, and means over the labels.
+their rows. The model is calibrated and its threshold has the best F1 on the validation rows; every figure is of the test
+rows. A multi-label task has a threshold for each label, and means over the labels.
 """
 
 import json
@@ -15,9 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve
 
 from config import CommandParser, Config, DataError, HubtuneError, fail, make_config
 
@@ -34,44 +32,25 @@ def run(config: Config, tool: str) -> dict[str, float | str]:
     Raises:
         DataError: the task is neither binary nor multi-label.
     """
-    from data import tokenize
-    from evaluation import Scorer
-    from splits import load_splits
     from train import train
 
-    splits = load_splits(config)
-    if splits.task.kind == "multiclass" or splits.valid is None or splits.test is None:
+    report = train(config).metrics
+    test, f1 = report.get("test", {}), "f1" if report["task"] == "binary" else "macro_f1"
+    if "at_half" not in test or "valid" not in report:
         raise DataError(
             f"{config.data}: the benchmark is for binary and multi-label tasks with validation and test rows"
         )
-    result = train(config)
-    preprocessor, scorer = result.classifier.preprocessor, Scorer(result.classifier)
-    first = 1 if splits.task.kind == "binary" else 0  # of two labels the last one is positive
-    (valid, valid_scores), (test, test_scores) = (
-        (
-            splits.task.indicators(splits.task.targets(part.labels))[:, first:],
-            scorer.probabilities(tokenize(part.texts, preprocessor, config.max_seq_length, part.pairs))[:, first:],
-        )
-        for part in (splits.valid, splits.test)
-    )
-    thresholds = np.array([best_threshold(*pair) for pair in zip(valid.T, valid_scores.T, strict=True)])
+    thresholds = report["threshold"]
     return {
         "tool": tool,
         "seed": config.seed,
-        "average_precision": average_precision_score(test, test_scores),
-        "f1 at 0.5": f1_score(test, test_scores >= 0.5, average="macro", zero_division=0.0),
-        "f1 at threshold": f1_score(test, test_scores >= thresholds, average="macro", zero_division=0.0),
-        "threshold": float(thresholds.mean()),
-        "test loss": result.metrics["test"]["loss"],
-        "loss at start": result.metrics["train"]["loss_at_start"],
+        "average_precision": test["average_precision"],
+        "f1 at 0.5": test["at_half"][f1],
+        "f1 at threshold": test[f1],
+        "threshold": thresholds if isinstance(thresholds, float) else sum(thresholds.values()) / len(thresholds),
+        "test loss": test["loss"],
+        "loss at start": report["train"]["loss_at_start"],
     }
-
-
-def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
-    """The score with the best F1 when all from it on are positive; truth and scores are [N]."""
-    precision, recall, thresholds = precision_recall_curve(truth, scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    return float(thresholds[f1[:-1].argmax()])
 
 
 def table(results: Path) -> str:

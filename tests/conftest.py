@@ -20,7 +20,9 @@ import http.server
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import tensorflow as tf
 import tensorflow_hub as hub
@@ -36,6 +38,7 @@ from known_encoders import DEFAULT_ENCODER, standard_bert
 from model import Classifier, build_classifier
 from spec import EncoderPaths, EncoderSpec
 from tasks import Kind, Task
+from train import Result, train
 from vocabulary import read_vocab
 
 ROOT = Path(__file__).parent.parent
@@ -179,6 +182,33 @@ def served_folder(tmp_path: Path) -> Iterator[str]:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
+
+
+def tiny_settings(paths: EncoderPaths, output: Path, **options: Any) -> Config:
+    """A short training of the tiny encoder on the bundled reviews."""
+    defaults = {
+        "data": str(SAMPLE),
+        "encoder": paths.encoder,
+        "max_seq_length": 64,
+        "epochs": 2,
+        "learning_rate": 3e-3,
+        "precision": "float32",
+        "output_dir": str(output),
+        "run_name": "run",
+        "wandb_mode": "disabled",
+    }
+    return Config(**(defaults | options))
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_paths: EncoderPaths, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """One training with validation and test rows, `train.csv` and `test.csv` beside its run directory."""
+    folder = tmp_path_factory.mktemp("runs")
+    frame = pd.read_csv(SAMPLE, keep_default_na=False)
+    frame[:500].to_csv(folder / "train.csv", index=False)
+    frame[500:].assign(id=range(152)).to_csv(folder / "test.csv", index=False)
+    tables = {"data": str(folder / "train.csv"), "test_data": str(folder / "test.csv")}
+    return train(tiny_settings(tiny_paths, folder, **tables, valid_split=0.2, epochs=3))
 
 
 def real_data(name: str) -> str:

@@ -13,7 +13,7 @@ def make_tokens(lengths: list[int]) -> Tokens:
     """Text i holds the id i + 1 throughout, so that a row shows where it came from."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.repeat(np.arange(1, len(lengths) + 1), lengths).astype(np.int32)
-    return Tokens(ids, (ids % 2).astype(np.int32), offsets, 0)
+    return Tokens(ids, (ids % 2).astype(np.int32), offsets, np.diff(offsets))
 
 
 @pytest.fixture(scope="module")

@@ -102,12 +102,6 @@ def test_loss_scaling_for_float16_leaves_the_step_as_it_is(tiny_paths: EncoderPa
     assert scaled["word_embeddings/embeddings:0"] == pytest.approx(plain["word_embeddings/embeddings:0"], rel=1e-3)
 
 
-def test_probabilities_of_two_labels_come_from_one_logit(tiny_paths: EncoderPaths) -> None:
-    classifier = build(tiny_paths)
-    probabilities = classifier.probabilities(tf.constant([[0.0], [np.log(3.0)]])).numpy()
-    np.testing.assert_allclose(probabilities, [[0.5, 0.5], [0.25, 0.75]], rtol=1e-6)
-
-
 def test_the_logits_start_at_their_bias(tiny_paths: EncoderPaths) -> None:
     classifier = build(tiny_paths, ("a", "b", "c"))
     bias = np.array([0.5, -1.0, 2.0], np.float32)

@@ -198,10 +198,17 @@ def test_what_cannot_be_split_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_label_in_validation_or_test_is_refused_with_its_rows(table: MakeTable, tmp_path: Path) -> None:
-    (tmp_path / "other.csv").write_text("text,label\nx,common\ny,Rare\n")
-    path = table(ROWS)
-    for key in ("valid_data", "test_data"):
-        with pytest.raises(DataError) as caught:
-            load_splits(Config(data=path, **{key: str(tmp_path / "other.csv")}))
-        assert "label 'Rare' in 1 row (2) is unknown: the training table has 'common', 'rare'" in str(caught.value)
+def test_an_unknown_label_in_validation_is_refused_and_in_test_left_out_and_told(
+    table: MakeTable, tmp_path: Path
+) -> None:
+    (tmp_path / "other.csv").write_text("text,label\nx,common\ny,Rare\nz,rare\n")
+    path, other = table(ROWS), str(tmp_path / "other.csv")
+    with pytest.raises(DataError, match=r"label 'Rare' in 1 row \(2\) is unknown: the training table has 'common', 'rare'"):
+        load_splits(Config(data=path, valid_data=other))
+    splits = load_splits(Config(data=path, test_data=other))
+    assert splits.test is not None
+    assert (splits.test.texts, splits.test.rows) == (["x", "z"], [1, 3])
+    assert f"{other}: label 'Rare' in 1 row (2) is unknown to the model: left out of the scores" in splits.notes
+    (tmp_path / "other.csv").write_text("text,label\ny,Rare\n")
+    with pytest.raises(DataError, match="and no other row is left: the model knows 'common', 'rare'"):
+        load_splits(Config(data=path, test_data=other))

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 import yaml
-from conftest import ROOT, SAMPLE, MakeTable
+from conftest import ROOT, SAMPLE, MakeTable, tiny_settings
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -30,56 +30,40 @@ from spec import EncoderPaths
 from train import Result, train
 
 
-def settings(paths: EncoderPaths, output: Path, **options: Any) -> Config:
-    defaults = {
-        "data": str(SAMPLE),
-        "encoder": paths.encoder,
-        "max_seq_length": 64,
-        "epochs": 2,
-        "learning_rate": 3e-3,
-        "precision": "float32",
-        "output_dir": str(output),
-        "run_name": "run",
-        "wandb_mode": "disabled",
-    }
-    return Config(**(defaults | options))
-
-
-@pytest.fixture(scope="module")
-def run(tiny_paths: EncoderPaths, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """One training with validation and test rows, as most tests below look at it."""
-    folder = tmp_path_factory.mktemp("runs")
-    frame = pd.read_csv(SAMPLE, keep_default_na=False)
-    frame[:500].to_csv(folder / "train.csv", index=False)
-    frame[500:].assign(id=range(152)).to_csv(folder / "test.csv", index=False)
-    config = settings(
-        tiny_paths,
-        folder,
-        data=str(folder / "train.csv"),
-        test_data=str(folder / "test.csv"),
-        valid_split=0.2,
-        epochs=3,
-    )
-    return train(config)
-
-
 def serve(run_directory: Path, texts: list[str]) -> dict[str, np.ndarray]:
     signature = tf.saved_model.load(str(run_directory / "model")).signatures["serving_default"]
     return {name: value.numpy() for name, value in signature(text=tf.constant(texts)).items()}
 
 
-def test_the_run_directory_holds_what_the_contract_says(run: Result) -> None:
-    assert {path.name for path in run.run_directory.iterdir()} == {
+def test_the_run_directory_holds_what_the_contract_says(trained: Result) -> None:
+    assert {path.name for path in trained.run_directory.iterdir()} == {
+        "MODEL_CARD.md",
         "config.yaml",
         "history.csv",
         "metrics.json",
         "model",
+        "plots",
+        "report.html",
+        "test_predictions.csv",
         "valid_predictions.csv",
     }
-    assert Config(**yaml.safe_load((run.run_directory / "config.yaml").read_text())).epochs == 3
-    report = json.loads((run.run_directory / "metrics.json").read_text())
-    assert report == run.metrics
-    assert (report["task"], report["labels"], report["threshold"]) == ("binary", ["negative", "positive"], 0.5)
+    assert {path.name for path in (trained.run_directory / "plots").iterdir()} == {
+        "confusion_matrix.png",
+        "label_distribution.png",
+        "learning_curves.png",
+        "precision_recall.png",
+        "reliability.png",
+        "roc.png",
+        "text_lengths.png",
+        "thresholds.png",
+    }
+    assert Config(**yaml.safe_load((trained.run_directory / "config.yaml").read_text())).epochs == 3
+    report = json.loads((trained.run_directory / "metrics.json").read_text())
+    assert report == trained.metrics
+    assert (report["task"], report["labels"]) == ("binary", ["negative", "positive"])
+    saved = tf.saved_model.load(str(trained.run_directory / "model"))
+    assert [report["threshold"]] == saved.threshold.numpy().tolist() != [0.5]
+    assert [report["temperature"]] == saved.temperature.numpy().tolist()
     assert (report["train"]["examples"], report["valid"]["examples"], report["test"]["examples"]) == (400, 100, 152)
     assert report["train"]["epochs_run"] == 3
     assert report["train"]["steps_run"] == 3 * 13
@@ -88,9 +72,9 @@ def test_the_run_directory_holds_what_the_contract_says(run: Result) -> None:
     assert report["environment"]["precision"] == "float32"
 
 
-def test_the_test_metrics_are_those_of_the_exported_model_on_the_test_rows(run: Result) -> None:
-    frame = pd.read_csv(run.run_directory.parent / "test.csv", keep_default_na=False)
-    given = serve(run.run_directory, frame["text"].tolist())
+def test_the_test_metrics_are_those_of_the_exported_model_on_the_test_rows(trained: Result) -> None:
+    frame = pd.read_csv(trained.run_directory.parent / "test.csv", keep_default_na=False)
+    given = serve(trained.run_directory, frame["text"].tolist())
     truth = (frame["label"] == "positive").to_numpy().astype(int)
     positive = given["probabilities"][:, 1]
     predicted = (given["label"] == b"positive").astype(int)
@@ -102,11 +86,16 @@ def test_the_test_metrics_are_those_of_the_exported_model_on_the_test_rows(run: 
         "f1": f1_score(truth, predicted),
         "average_precision": average_precision_score(truth, positive),
     }
-    assert run.metrics["test"] == pytest.approx(expected, abs=1e-5)
+    scores = trained.metrics["test"]
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert scores["at_half"]["f1"] == pytest.approx(f1_score(truth, positive >= 0.5))
+    low, high = scores["intervals"]["f1"]
+    assert low < scores["f1"] < high
+    assert np.sum(scores["confusion_matrix"]) == 152
 
 
-def test_valid_predictions_keep_the_input_columns_and_order_beside_the_served_scores(run: Result) -> None:
-    predictions = pd.read_csv(run.run_directory / "valid_predictions.csv", keep_default_na=False)
+def test_valid_predictions_keep_the_input_columns_and_order_beside_the_served_scores(trained: Result) -> None:
+    predictions = pd.read_csv(trained.run_directory / "valid_predictions.csv", keep_default_na=False)
     assert list(predictions.columns) == [
         "text",
         "label",
@@ -115,27 +104,29 @@ def test_valid_predictions_keep_the_input_columns_and_order_beside_the_served_sc
         "probability_negative",
         "probability_positive",
     ]
-    table = pd.read_csv(run.run_directory.parent / "train.csv", keep_default_na=False)
+    table = pd.read_csv(trained.run_directory.parent / "train.csv", keep_default_na=False)
     places = [table["text"].tolist().index(text) for text in predictions["text"]]
     assert places == sorted(places)
     assert table["label"].iloc[places].tolist() == predictions["label"].tolist()
-    given = serve(run.run_directory, predictions["text"].tolist())
+    given = serve(trained.run_directory, predictions["text"].tolist())
     assert [label.decode() for label in given["label"]] == predictions["predicted_label"].tolist()
     np.testing.assert_allclose(predictions["probability_positive"], given["probabilities"][:, 1], atol=1e-5)
     np.testing.assert_allclose(predictions["probability"], given["probability"], atol=1e-5)
 
 
-def test_history_has_a_line_per_epoch_and_the_last_is_the_reported_score(run: Result) -> None:
-    history = pd.read_csv(run.run_directory / "history.csv")
+def test_history_has_a_line_per_epoch_and_the_last_is_the_score_before_any_choice(trained: Result) -> None:
+    history = pd.read_csv(trained.run_directory / "history.csv")
     assert history["epoch"].tolist() == [1, 2, 3]
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
-    for name in ("loss", "accuracy", "macro_f1", "f1", "average_precision"):
-        assert history[f"val_{name}"].iloc[-1] == pytest.approx(run.metrics["valid"][name], abs=1e-6)
+    scores = trained.metrics["valid"]
+    plain = {**scores["uncalibrated"], "average_precision": scores["average_precision"]}
+    for name, value in plain.items():
+        assert history[f"val_{name}"].iloc[-1] == pytest.approx(value, abs=1e-6)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
     def losses(name: str, seed: int) -> list[float]:
-        train(settings(tiny_paths, tmp_path, run_name=name, seed=seed, epochs=1))
+        train(tiny_settings(tiny_paths, tmp_path, run_name=name, seed=seed, epochs=1))
         return pd.read_csv(tmp_path / name / "history.csv")[["loss", "val_loss"]].iloc[0].tolist()
 
     first = losses("a", 1)
@@ -150,7 +141,7 @@ def test_early_stopping_restores_the_best_weights(
     rows = [("it is good", "pos"), ("it was the worst", "neg")] * 20
     swapped = tmp_path / "swapped.csv"
     swapped.write_text("text,label\nit is good,neg\nit was the worst,pos\n", encoding="utf-8")
-    config = settings(
+    config = tiny_settings(
         tiny_paths,
         tmp_path,
         data=table(rows),
@@ -166,15 +157,18 @@ def test_early_stopping_restores_the_best_weights(
     best = int(history["val_loss"].to_numpy().argmin())
     assert len(history) == best + 3 < 12
     assert f"val_loss was best in epoch {best + 1}, whose weights are kept" in capsys.readouterr().out
-    assert result.metrics["valid"]["loss"] == pytest.approx(history["val_loss"].min(), abs=1e-5)
-    assert result.metrics["valid"]["loss"] != pytest.approx(history["val_loss"].iloc[-1], abs=1e-4)
+    loss = result.metrics["valid"]["uncalibrated"]["loss"]
+    assert loss == pytest.approx(history["val_loss"].min(), abs=1e-5)
+    assert loss != pytest.approx(history["val_loss"].iloc[-1], abs=1e-4)
 
 
 def test_more_than_two_labels_train_as_multiclass(tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable) -> None:
     rows = [(f"{word} {i}", str(number)) for i in range(20) for number, word in ((2, "good"), (10, "bad"), (1, "it"))]
-    result = train(settings(tiny_paths, tmp_path, data=table(rows), epochs=1))
+    result = train(tiny_settings(tiny_paths, tmp_path, data=table(rows), epochs=1))
     assert (result.metrics["task"], result.metrics["labels"]) == ("multiclass", ["1", "2", "10"])
-    assert result.metrics["valid"].keys() == {"examples", "loss", "accuracy", "macro_f1", "average_precision"}
+    assert result.metrics["threshold"] is None
+    assert "at_half" not in result.metrics["valid"]
+    assert {"macro_f1", "weighted_f1", "roc_auc", "mcc"} <= result.metrics["valid"].keys()
     assert serve(result.run_directory, ["it"])["probabilities"].shape == (1, 3)
 
 
@@ -186,7 +180,7 @@ def test_many_labels_a_row_train_score_and_serve(
     random = np.random.default_rng(0)
     sets = [[word for word in words if random.random() < share] for share in random.choice([0.2, 0.5], 300)]
     rows = [(" ".join([*labels, "a", str(i)]), "; ".join(labels)) for i, labels in enumerate(sets)]
-    config = settings(
+    config = tiny_settings(
         tiny_paths,
         tmp_path,
         data=table(rows),
@@ -207,17 +201,19 @@ def test_many_labels_a_row_train_score_and_serve(
     labels = result.metrics["labels"]
     scores = predictions[[f"probability_{label}" for label in labels]].to_numpy()
     truth = np.array([[label in row.split("; ") for label in labels] for row in predictions["label"]])
+    labelled = truth.any(axis=1)
     expected = {
         "examples": 60,
-        "loss": log_loss(truth.ravel(), scores.ravel()),
-        "accuracy": (truth == (scores >= 0.5)).all(axis=1).mean(),
-        "macro_f1": f1_score(truth, scores >= 0.5, average="macro"),
-        "micro_f1": f1_score(truth, scores >= 0.5, average="micro"),
         "average_precision": average_precision_score(truth, scores, average="macro"),
-        "label_ranking_average_precision": label_ranking_average_precision_score(truth, scores),
+        "label_ranking_average_precision": label_ranking_average_precision_score(truth[labelled], scores[labelled]),
     }
-    assert result.metrics["valid"] == pytest.approx(expected, abs=1e-5)
-    assert result.metrics["valid"]["micro_f1"] > 0.8
+    valid = result.metrics["valid"]
+    assert {name: valid[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert valid["micro_f1"] > 0.8
+    assert result.metrics["threshold"].keys() == set(labels)
+    thresholds = np.array(list(result.metrics["threshold"].values()))
+    decided = ["; ".join(np.array(labels)[row >= thresholds]) for row in scores]
+    assert predictions["predicted_label"].tolist() == [row.replace("; ", ";") for row in decided]
     given = serve(result.run_directory, predictions["text"].tolist())
     assert [label.decode() for label in given["label"]] == predictions["predicted_label"].tolist()
     np.testing.assert_allclose(given["probabilities"], scores, atol=1e-5)
@@ -231,7 +227,7 @@ def test_pairs_train_and_serve(tiny_paths: EncoderPaths, tmp_path: Path) -> None
     frame = pd.DataFrame({"one": one, "other": other, "label": np.where(one == other, "same", "different")})
     frame.to_csv(tmp_path / "t.csv", index=False)
     result = train(
-        settings(
+        tiny_settings(
             tiny_paths,
             tmp_path,
             data=str(tmp_path / "t.csv"),
@@ -253,7 +249,7 @@ def test_training_starts_at_the_shares_of_the_labels(
     tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [(f"it is good {i}", "rare" if i % 20 == 0 else "common") for i in range(400)]
-    result = train(settings(tiny_paths, tmp_path, data=table(rows), epochs=1))
+    result = train(tiny_settings(tiny_paths, tmp_path, data=table(rows), epochs=1))
     entropy = -(0.05 * np.log(0.05) + 0.95 * np.log(0.95))
     assert result.metrics["train"]["loss_at_start"] == pytest.approx(entropy, abs=0.02)  # without the bias: 0.69
     assert "step 0: loss 0." in capsys.readouterr().out
@@ -266,14 +262,14 @@ def test_an_average_precision_that_validation_does_not_have_cannot_be_monitored(
     with pytest.raises(
         ConfigError, match=r"monitor=val_average_precision: .*no validation row is positive; use val_loss"
     ):
-        train(settings(tiny_paths, tmp_path / "out", data=table(rows), monitor="val_average_precision"))
+        train(tiny_settings(tiny_paths, tmp_path / "out", data=table(rows), monitor="val_average_precision"))
 
 
 def test_a_weight_for_an_unknown_label_writes_no_run(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="class_weight: no label 'postive' in the training table: did you mean 'positive'"
     ):
-        train(settings(tiny_paths, tmp_path / "out", class_weight={"postive": 2}))
+        train(tiny_settings(tiny_paths, tmp_path / "out", class_weight={"postive": 2}))
     assert not (tmp_path / "out").exists()
 
 
@@ -282,7 +278,7 @@ def test_accumulated_steps_and_oversampled_rows_are_counted_as_what_they_are(
 ) -> None:
     rows = [(f"it is good {i}", "rare" if i % 10 == 0 else "common") for i in range(200)]
     result = train(
-        settings(
+        tiny_settings(
             tiny_paths,
             tmp_path,
             data=table(rows),
@@ -305,10 +301,10 @@ def test_accumulated_steps_and_oversampled_rows_are_counted_as_what_they_are(
     assert report["examples_per_second"] == pytest.approx(270 / report["seconds"])
 
 
-def test_a_second_run_into_the_first_is_refused_and_the_first_kept(run: Result, tiny_paths: EncoderPaths) -> None:
+def test_a_second_run_into_the_first_is_refused_and_the_first_kept(trained: Result, tiny_paths: EncoderPaths) -> None:
     with pytest.raises(DataError, match=r"run directory .*run is not empty: choose another run_name"):
-        train(settings(tiny_paths, run.run_directory.parent))
-    assert json.loads((run.run_directory / "metrics.json").read_text()) == run.metrics
+        train(tiny_settings(tiny_paths, trained.run_directory.parent))
+    assert json.loads((trained.run_directory / "metrics.json").read_text()) == trained.metrics
 
 
 @pytest.mark.parametrize(
@@ -325,7 +321,7 @@ def test_a_mistake_writes_no_run(
     tiny_paths: EncoderPaths, tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        train(settings(tiny_paths, tmp_path, **options))
+        train(tiny_settings(tiny_paths, tmp_path, **options))
     assert not (tmp_path / "run" / "model").exists()
     if "learning_rate" not in options:
         assert list(tmp_path.iterdir()) == []
@@ -336,7 +332,7 @@ def test_a_full_disk_is_told_before_the_training(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
     with pytest.raises(DataError, match="a run needs about 20 MB and 1 MB are free: make room, or set output_dir"):
-        train(settings(tiny_paths, tmp_path / "not" / "yet"))
+        train(tiny_settings(tiny_paths, tmp_path / "not" / "yet"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -347,7 +343,7 @@ def test_the_f1_of_the_positive_class_cannot_be_monitored_without_one(
     with pytest.raises(
         ConfigError, match="monitor=val_f1: it belongs to binary tasks, and this one is multiclass; use val_macro_f1"
     ):
-        train(settings(tiny_paths, tmp_path / "out", data=table(rows), monitor="val_f1"))
+        train(tiny_settings(tiny_paths, tmp_path / "out", data=table(rows), monitor="val_f1"))
 
 
 def command(*arguments: str) -> list[str]:
