@@ -107,6 +107,8 @@ def headline(facts: Facts) -> list[str]:
         return ["No rows were scored: there are neither validation nor test rows."]
     values, task = facts.metrics[facts.shown], facts.decision.task
     rows = f"On {values['examples']:,} {_PARTS[facts.shown]} rows that the model was not trained on"
+    if "train" not in facts.metrics:
+        rows = f"On {values['examples']:,} rows of {Path(facts.metrics['data']).name}"
     if task.kind == "binary":
         found = (
             f"it finds {values['recall']:.1%} of those labelled {task.labels[1]!r} (recall), and {values['precision']:.1%} of "

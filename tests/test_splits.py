@@ -203,7 +203,9 @@ def test_an_unknown_label_in_validation_is_refused_and_in_test_left_out_and_told
 ) -> None:
     (tmp_path / "other.csv").write_text("text,label\nx,common\ny,Rare\nz,rare\n")
     path, other = table(ROWS), str(tmp_path / "other.csv")
-    with pytest.raises(DataError, match=r"label 'Rare' in 1 row \(2\) is unknown: the training table has 'common', 'rare'"):
+    with pytest.raises(
+        DataError, match=r"label 'Rare' in 1 row \(2\) is unknown: the training table has 'common', 'rare'"
+    ):
         load_splits(Config(data=path, valid_data=other))
     splits = load_splits(Config(data=path, test_data=other))
     assert splits.test is not None
