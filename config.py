@@ -221,8 +221,8 @@ class Config(BaseModel):
     )
     threshold_metric: str = Field(
         "f1",
-        description="what the threshold is chosen for on the validation rows: f1, balanced_accuracy, precision_at_recall=0.9 (the "
-        "most precise of those with that recall) or recall_at_precision=0.9; multi-class tasks have no threshold",
+        description="what the threshold is chosen for on the validation rows: f1, balanced_accuracy, precision_at_recall=0.9 "
+        "(the most precise with that recall) or recall_at_precision=0.9; multi-class tasks have no threshold",
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="arithmetic of the training step; auto: what the CPU or GPU has in hardware"

@@ -28,7 +28,7 @@ class Decision:
     """How logits become probabilities, and probabilities labels.
 
     `temperature`, float32, divides the logits: [1], or [K] in multi-label tasks. `threshold`, float32, is what the probability
-    of the positive label, [1], or of each of several, [K], must reach; in multi-class tasks the likeliest is taken, and it is [0].
+    of the positive label, [1], or of each of several, [K], must reach; in multi-class tasks, where the likeliest is taken, [0].
     """
 
     task: Task
@@ -128,7 +128,9 @@ def _for(labels: list[str]) -> str:
     """A few labels in words; nothing in tasks that are not multi-label."""
     named = [repr(label) for label in labels if label]
     more = ", ..." if len(named) > NAMED else ""
-    return f" for {len(named):,} label{'s' if len(named) > 1 else ''} ({', '.join(named[:NAMED])}{more})" if named else ""
+    return (
+        f" for {len(named):,} label{'s' if len(named) > 1 else ''} ({', '.join(named[:NAMED])}{more})" if named else ""
+    )
 
 
 def cross_fit(task: Task, logits: np.ndarray, targets: np.ndarray, threshold_metric: str) -> tuple[np.ndarray, ...]:

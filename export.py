@@ -14,6 +14,7 @@ from scoring import FORMAT, INPUT_SIGNATURE
 from spec import write_spec
 from tasks import Task
 
+
 def export_classifier(classifier: Classifier, directory: str, decision: Decision, max_seq_length: int) -> None:
     """Writes a SavedModel that needs only TensorFlow and tensorflow-text: `serving_default` takes `text`, string [N] (and
     `text_pair`, string [N], if it was trained on pairs), and gives

@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class TextClassifier:
         self._saved = saved  # its functions hold its variables by weak references alone
         self._scorer = Scorer(saved.logits, self.task.num_logits)
 
-    def predict_proba(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
+    def predict_proba(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray:
         """Calibrated probabilities, float32 [N, K]; `pairs` are the second texts of a model that was trained on pairs.
 
         Raises:
@@ -104,7 +104,7 @@ class TextClassifier:
         """
         return self.decision.probabilities(self.logits(self.tokenize(texts, pairs)))
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
+    def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray:
         """Labels, an array of N strings; for multi-label models 0 and 1, int64 [N, K], as scikit-learn has it.
 
         Raises:
@@ -113,7 +113,7 @@ class TextClassifier:
         decided = self.decision.decide(self.predict_proba(texts, pairs))
         return decided.astype(np.int64) if self.task.kind == "multilabel" else self.classes_[decided]
 
-    def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Tokens:
+    def tokenize(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> Tokens:
         """Token ids of texts, or of pairs of them."""
         if (pairs is not None) != self.takes_pairs:
             raise DataError(
@@ -131,7 +131,7 @@ class TextClassifier:
         return self._scorer.logits(tokens, on_batch)
 
 
-def _checked(texts: Sequence[str]) -> list[str]:
+def _checked(texts: Iterable[str]) -> list[str]:
     if isinstance(texts, str | bytes):
         raise DataError("texts should be a list of strings, this is one string: put it into a list")
     for place, text in enumerate(texts := list(texts)):

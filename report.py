@@ -115,12 +115,12 @@ def headline(facts: Facts) -> list[str]:
             f"those that it labels so are right (precision): F1 {_with_interval(values, 'f1')}"
         )
     elif task.kind == "multiclass":
-        found = f"its label is right in {_share(values, 'accuracy')}; the mean F1 of the labels is {_with_interval(values, 'macro_f1')}"
+        mean = _with_interval(values, "macro_f1")
+        found = f"its label is right in {_share(values, 'accuracy')}; the mean F1 of the labels is {mean}"
     else:
-        found = (
-            f"it finds {values['micro_recall']:.1%} of the labels, and {values['micro_precision']:.1%} of those that it gives are "
-            f"right: micro-F1 {_with_interval(values, 'micro_f1')}, macro-F1 {_with_interval(values, 'macro_f1')}"
-        )
+        means = f"micro-F1 {_with_interval(values, 'micro_f1')}, macro-F1 {_with_interval(values, 'macro_f1')}"
+        shares = f"{values['micro_recall']:.1%} of the labels, and {values['micro_precision']:.1%}"
+        found = f"it finds {shares} of those that it gives are right: {means}"
     sentences = [f"{rows}, {found}."]
     if task.kind != "multilabel":
         most = max(values["by_label"], key=lambda label: values["by_label"][label]["support"])
@@ -152,10 +152,10 @@ def _about_threshold(facts: Facts, values: dict[str, Any]) -> str:
     is_what = f"is {thresholds[0]:.3f}"
     if len(thresholds) > 1:
         is_what = f"of a label lies between {thresholds.min():.3f} and {thresholds.max():.3f}"
-    metric = facts.metrics["threshold_metric"]
+    aim = f" for {facts.metrics['threshold_metric']}" if facts.metrics["threshold_metric"] else ""
     return (
-        f"The threshold {is_what}, chosen on the validation rows{f' for {metric}' if metric else ''}; at 0.5 {_NAMES[name]} would be "
-        f"{half:.3f}, a difference of {values[name] - half:+.3f} (95 % interval {low:+.3f} to {high:+.3f})."
+        f"The threshold {is_what}, chosen on the validation rows{aim}; at 0.5 {_NAMES[name]} would be {half:.3f}, a difference "
+        f"of {values[name] - half:+.3f} (95 % interval {low:+.3f} to {high:+.3f})."
     )
 
 
@@ -163,7 +163,7 @@ def _about_calibration(values: dict[str, Any]) -> str:
     after, before = values["expected_calibration_error"], values["uncalibrated"]["expected_calibration_error"]
     told = f"Its probabilities are off by {after:.1%} on average (expected calibration error)"
     if after == before:
-        return f"{told}; they are those it was trained to, as no temperature lowered the log loss of validation rows left out."
+        return f"{told}; no temperature made them better on validation rows that were left out of fitting it."
     return f"{told}; before calibration it was {before:.1%}."
 
 
