@@ -133,7 +133,7 @@ def threshold_curve(label: str, truth: np.ndarray, scores: np.ndarray, threshold
     axes = figure.subplots()
     axes.set(xlabel=f"threshold on the probability of “{name}”", xlim=(0, 1), ylim=(-0.01, 1.01))
     if not truth.any():
-        return Plot("thresholds", "Scores by threshold", f"No row of “{name}”.", figure)
+        return Plot("thresholds", "Scores by threshold, on validation rows", f"No row of “{name}”.", figure)
     precision, recall, cuts = metrics.precision_recall_curve(truth, scores)
     total = precision + recall
     f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
@@ -150,4 +150,4 @@ def threshold_curve(label: str, truth: np.ndarray, scores: np.ndarray, threshold
         axes.axvline(value, color="black", linestyle="-" if value == threshold else ":", label=f"{chosen}\nF1 {f1:.3f}")
         alt.append(f"{chosen.capitalize()}: precision {precision:.3f}, recall {recall:.3f}, F1 {f1:.3f}.")
     _legend_beside(axes)
-    return Plot("thresholds", "Scores by threshold", " ".join(alt), figure)
+    return Plot("thresholds", "Scores by threshold, on validation rows", " ".join(alt), figure)

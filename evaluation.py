@@ -49,7 +49,7 @@ import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 import pandas as pd
 
 from decision import predictions_table
-from examples import read_examples, refuse_prediction_columns
+from examples import note_empty_texts, read_examples, refuse_prediction_columns
 from looks import draw_data, draw_scores
 from metrics import HEADLINE
 from predict import RowProgress, load_classifier, run_settings
@@ -69,7 +69,7 @@ def write_results(directory: Path, facts: Facts) -> None:
         write_atomically(directory / f"{name}_predictions.csv", as_csv(table))
     (directory / "plots").mkdir(exist_ok=True)
     for plot in facts.plots:
-        (directory / "plots" / f"{plot.name}.png").write_bytes(plot.png())
+        (directory / "plots" / f"{plot.name}.png").write_bytes(plot.png)
     write_report(directory / "report.html", facts)
 
 
@@ -93,7 +93,8 @@ def evaluate(model: str, data: str, output_dir: str | None = None, **columns: st
     task, decision = classifier.task, classifier.decision
     named = {key: columns.get(key) or trained.get(key) for key in _COLUMNS}
     config = make_config({**named, "data": data, "task": task.kind, "max_seq_length": classifier.max_seq_length})
-    examples, notes = leave_unknown_labels_out(read_examples(data, config), task)
+    examples, notes = leave_unknown_labels_out(read_examples(data, config, only_scored=True), task)
+    notes += note_empty_texts(examples)
     refuse_prediction_columns(data, examples.frame.columns, task.labels)
     tokens = classifier.tokenize(examples.texts, examples.pairs)
     if tokens.num_cut:

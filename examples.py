@@ -48,8 +48,8 @@ class Examples:
         )
 
 
-def read_examples(source: str, config: Config) -> Examples:
-    """Reads one table or folder and checks its texts and labels.
+def read_examples(source: str, config: Config, only_scored: bool = False) -> Examples:
+    """Reads one table or folder and checks its texts and labels; texts of rows that are only scored may be empty.
 
     Raises:
         DataError: missing file or column, undecodable bytes, an empty table, empty texts or labels.
@@ -58,7 +58,8 @@ def read_examples(source: str, config: Config) -> Examples:
         raise DataError(f"{source}: a folder of texts has no second texts; leave text_pair_column out")
     frame = read_table(source, config.text_column, config.label_column)
     texts = read_texts(source, frame, config.text_column, "text_column")
-    _refuse_empty(source, config.text_column, [not text.strip() for text in texts])
+    if not only_scored:
+        _refuse_empty(source, config.text_column, [not text.strip() for text in texts])
     pairs = None
     if config.text_pair_column is not None:
         pairs = read_texts(source, frame, config.text_pair_column, "text_pair_column")
@@ -234,6 +235,12 @@ def refuse_prediction_columns(source: str, columns: Iterable[Any], labels: list[
     """
     if taken := set(prediction_columns(labels)).intersection(columns):
         raise DataError(f"{source}: column {min(taken)!r} has the name of a prediction column; rename it")
+
+
+def note_empty_texts(examples: Examples) -> list[str]:
+    """What there is to say of rows without a text, which only a table that is only scored can have."""
+    empty = [row for row, text in zip(examples.rows, examples.texts, strict=True) if not text.strip()]
+    return [f"{examples.source}: the text is empty in {name_rows(empty)}, scored as such"] if empty else []
 
 
 def rows_where(examples: Examples, test: Callable[[LabelSet], bool]) -> list[int]:

@@ -70,6 +70,7 @@ class Plot:
                 engine.execute(self.figure)
         self.figure.set_layout_engine("none")  # it would else move things at every drawing
 
+    @functools.cached_property
     @styled
     def png(self) -> bytes:
         """The figure as PNG, the same bytes every time."""

@@ -350,8 +350,5 @@ def _standard_input() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    try:
-        with runtime.mistakes_in_one_line(GIVEN.debug, "nothing more is scored"):
-            main(GIVEN)
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with runtime.mistakes_in_one_line(GIVEN.debug, "nothing more is scored"):
+        main(GIVEN)

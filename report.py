@@ -63,7 +63,7 @@ def write_report(path: Path, facts: Facts) -> None:
     )
     page = _TEMPLATES.get_template("report.html.jinja").render(
         **_common(facts),
-        plots=[(plot, base64.b64encode(plot.png()).decode()) for plot in facts.plots],
+        plots=[(plot, base64.b64encode(plot.png).decode()) for plot in facts.plots],
         rows={title: frame.to_dict("records") for title, frame in rows.items()},
         config=yaml.safe_dump(facts.config, sort_keys=False, allow_unicode=True),
         environment=yaml.safe_dump(facts.metrics["environment"], sort_keys=False, allow_unicode=True),

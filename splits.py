@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from config import Config, DataError
-from examples import Examples, read_examples, refuse_prediction_columns
+from examples import Examples, note_empty_texts, read_examples, refuse_prediction_columns
 from tables import name_rows
 from tasks import Task, decide_task, leave_unknown_labels_out, refuse_unknown_labels
 
@@ -42,7 +42,7 @@ def load_splits(config: Config) -> Splits:
     task, reason = decide_task(table, config)
     _refuse_no_pairs(table, config)
     decided = config.model_copy(update={"task": task.kind})  # the training table's task rules how the others are read
-    test = read_examples(config.test_data, decided) if config.test_data else None
+    test = read_examples(config.test_data, decided, only_scored=True) if config.test_data else None
     notes: list[str] = []
     if config.valid_data:
         train = table.take(_split(table, task, config, notes)[0]) if config.train_split else table
@@ -56,7 +56,7 @@ def load_splits(config: Config) -> Splits:
         refuse_unknown_labels(valid, task)
     if test is not None:
         test, unknown = leave_unknown_labels_out(test, task)
-        notes.extend(unknown)
+        notes.extend([*unknown, *note_empty_texts(test)])
     splits = Splits(train, valid, test, task, reason, notes)
     for part in (valid, test):
         if part is not None:

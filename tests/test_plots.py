@@ -87,7 +87,7 @@ def curve(plot: Plot, label: str) -> np.ndarray:
 @pytest.mark.parametrize("labels", [ODD, [f"{i} {'long' * (i % 9)}" for i in range(200)]])
 def test_any_label_is_drawn_literally_and_readably(labels: list[str]) -> None:
     for plot in every_plot(labels):
-        png = plot.png()
+        png = plot.png
         assert png.startswith(b"\x89PNG\r\n\x1a\n")
         assert struct.unpack(">I", png[16:20]) == (864,)
         assert not any(text.get_parse_math() for text in texts(plot.figure))
@@ -98,11 +98,11 @@ def test_any_label_is_drawn_literally_and_readably(labels: list[str]) -> None:
 def test_the_same_bytes_come_again_whatever_the_users_matplotlibrc_which_is_left_alone() -> None:
     plots = every_plot(["no", "yes"])
     assert len({plot.name for plot in plots}) == len(plots)
-    plain = [plot.png() for plot in plots]
-    assert [plot.png() for plot in plots] == plain
+    plain = [plot.png for plot in plots]
+    assert [plot.png for plot in plots] == plain
     mine: Any = {"axes.facecolor": "black", "savefig.bbox": "tight", "font.size": 20.0, "text.parse_math": True}
     with matplotlib.rc_context(mine):
-        assert [plot.png() for plot in every_plot(["no", "yes"])] == plain
+        assert [plot.png for plot in every_plot(["no", "yes"])] == plain
         assert {name: matplotlib.rcParams[name] for name in mine} == mine
 
 
@@ -312,4 +312,4 @@ CURVES: list[Callable[[np.ndarray, np.ndarray], Plot]] = [
 def test_one_row_and_one_probability_for_all(
     draw: Callable[[np.ndarray, np.ndarray], Plot], truth: list[int], score: float
 ) -> None:
-    assert draw(np.array(truth, np.float32), np.full(len(truth), score, np.float32)).png()
+    assert draw(np.array(truth, np.float32), np.full(len(truth), score, np.float32)).png

@@ -198,7 +198,7 @@ def test_what_cannot_be_split_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_label_in_validation_is_refused_and_in_test_left_out_and_told(
+def test_unknown_labels_and_empty_texts_are_refused_in_validation_and_told_in_test(
     table: MakeTable, tmp_path: Path
 ) -> None:
     (tmp_path / "other.csv").write_text("text,label\nx,common\ny,Rare\nz,rare\n")
@@ -211,6 +211,11 @@ def test_an_unknown_label_in_validation_is_refused_and_in_test_left_out_and_told
     assert splits.test is not None
     assert (splits.test.texts, splits.test.rows) == (["x", "z"], [1, 3])
     assert f"{other}: label 'Rare' in 1 row (2) is unknown to the model: left out of the scores" in splits.notes
+    (tmp_path / "other.csv").write_text("text,label\n ,common\ny,rare\n")
+    splits = load_splits(Config(data=path, test_data=other))
+    assert splits.notes[0] == f"{other}: the text is empty in 1 row (1), scored as such"
+    with pytest.raises(DataError, match=r"column 'text' is empty in 1 row \(1\)"):
+        load_splits(Config(data=path, valid_data=other))
     (tmp_path / "other.csv").write_text("text,label\ny,Rare\n")
     with pytest.raises(DataError, match="and no other row is left: the model knows 'common', 'rare'"):
         load_splits(Config(data=path, test_data=other))
