@@ -150,4 +150,5 @@ def threshold_curve(label: str, truth: np.ndarray, scores: np.ndarray, threshold
         axes.axvline(value, color="black", linestyle="-" if value == threshold else ":", label=f"{chosen}\nF1 {f1:.3f}")
         alt.append(f"{chosen.capitalize()}: precision {precision:.3f}, recall {recall:.3f}, F1 {f1:.3f}.")
     _legend_beside(axes)
+    alt.append("These rows chose the threshold, which flatters it.")
     return Plot("thresholds", "Scores by threshold, on validation rows", " ".join(alt), figure)

@@ -18,7 +18,7 @@ from tasks import Task
 
 HALF = 0.5
 _FOLDS = 5
-_FEWEST = 10  # rows with a label, and without it, that its threshold and temperature are chosen on
+_FEWEST = 10  # rows with a label, and without it, for its threshold; wrong rows for its temperature
 _LOG_TEMPERATURES = (-3.0, 3.0)  # of the search: 1/20 to 20
 _SEED = 0
 
@@ -49,6 +49,11 @@ class Decision:
         if self.task.kind == "binary":
             return (probabilities[:, 1] >= self.threshold).astype(np.int64)
         return probabilities.argmax(axis=1)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any temperature is other than 1."""
+        return bool((self.temperature != 1).any())
 
     def named_thresholds(self) -> float | dict[str, float] | None:
         """The threshold in binary tasks, one for each label in multi-label ones, none in multi-class ones."""
@@ -97,40 +102,25 @@ def fit_decision(
 ) -> tuple[Decision, list[str]]:
     """Chooses temperatures and thresholds on validation rows; `threshold_metric` is as in `Config`.
 
-    A label that fewer than 10 rows have, or lack, keeps temperature 1 and threshold 0.5.
+    A label that fewer than 10 rows have, or lack, keeps threshold 0.5; where fewer than 10 rows are decided wrongly the
+    temperature stays 1, because rows that are all right would be best explained by certainty.
 
     Returns:
         The decision, and in words what is not as asked for and why.
     """
-    decision = plain_decision(task)
-    temperature, threshold = decision.temperature.copy(), decision.threshold.copy()
-    too_few, not_reached = [], []
-    for place, (part, true) in enumerate(_problems(task, logits, targets)):
-        name = task.labels[place] if task.kind == "multilabel" else ""
-        if not _enough(part, true):
-            too_few.append(name)
-            continue
-        temperature[place] = _calibrate(part, true)
-        if task.kind != "multiclass":
-            probabilities = expit(part[:, 0] / temperature[place])
-            threshold[place], reached = best_threshold(true, probabilities, threshold_metric)
-            not_reached += [] if reached else [name]
-    kept = "no calibration" if task.kind == "multiclass" else "no calibration, and 0.5 as the threshold"
-    notes = [f"too few validation rows{_for(too_few)}: {kept}"] if too_few else []
-    if not_reached:
-        notes.append(
-            f"no threshold has {threshold_metric}{_for(not_reached)} on the validation rows: the most precise is taken"
-        )
-    return Decision(task, temperature, threshold), notes
-
-
-def _for(labels: list[str]) -> str:
-    """A few labels in words; nothing in tasks that are not multi-label."""
-    named = [repr(label) for label in labels if label]
-    more = ", ..." if len(named) > NAMED else ""
-    return (
-        f" for {len(named):,} label{'s' if len(named) > 1 else ''} ({', '.join(named[:NAMED])}{more})" if named else ""
-    )
+    problems = _problems(task, logits, targets)
+    decision, missed = _fit(task, problems, problems, threshold_metric)
+    few = [place for place, problem in enumerate(problems) if not problem.has_threshold]
+    right = [place for place, problem in enumerate(problems) if not problem.has_temperature]
+    notes = []
+    if few and task.kind != "multiclass":
+        notes.append(f"too few validation rows{_for(task, few)}: the threshold stays 0.5")
+    if right:
+        notes.append(f"fewer than {_FEWEST} validation rows are decided wrongly{_for(task, right)}: no calibration")
+    if missed:
+        aim = f"no threshold has {threshold_metric}{_for(task, missed)} on the validation rows"
+        notes.append(f"{aim}: the most precise is taken")
+    return decision, notes
 
 
 def cross_fit(task: Task, logits: np.ndarray, targets: np.ndarray, threshold_metric: str) -> tuple[np.ndarray, ...]:
@@ -142,41 +132,93 @@ def cross_fit(task: Task, logits: np.ndarray, targets: np.ndarray, threshold_met
     """
     probabilities = np.empty((len(logits), len(task.labels)), np.float32)
     predicted, at_half = np.empty_like(targets), np.empty_like(targets)
-    for rows in _folds(len(logits)):
-        decision, _ = fit_decision(task, logits[~rows], targets[~rows], threshold_metric)
+    whole = _problems(task, logits, targets)
+    for rows in _folds(targets):
+        others = _problems(task, logits[~rows], targets[~rows])
+        decision, _ = _fit(task, others, whole, threshold_metric)
         probabilities[rows] = decision.probabilities(logits[rows])
         predicted[rows] = decision.decide(probabilities[rows])
         at_half[rows] = decision.at_half().decide(probabilities[rows])
     return probabilities, predicted, at_half
 
 
-def _folds(num_rows: int) -> list[np.ndarray]:
-    """Five parts of the rows at random, as bool [N] each; fewer where there are fewer rows."""
-    fold = np.random.default_rng(_SEED).permutation(num_rows) % _FOLDS
-    return [fold == number for number in range(min(_FOLDS, num_rows))]
+@dataclass(frozen=True)
+class _Problem:
+    """What has a temperature of its own: logits, float32 [N, 1] or [N, K], and targets, 0 and 1 or positions, [N]."""
+
+    logits: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether there are rows enough with the label, and without it."""
+        positive = np.count_nonzero(self.targets)
+        return bool(self.logits.shape[1] == 1 and min(positive, len(self.targets) - positive) >= _FEWEST)
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether mistakes enough are made to say how sure of itself the model may be."""
+        binary = self.logits.shape[1] == 1
+        decided = self.logits[:, 0] >= 0 if binary else self.logits.argmax(axis=1)
+        return bool(np.count_nonzero(decided != self.targets) >= _FEWEST)
 
 
-def _problems(task: Task, logits: np.ndarray, targets: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What has a temperature of its own: logits, [N, 1] or [N, K], and targets, [N]; in multi-label tasks each label."""
+def _problems(task: Task, logits: np.ndarray, targets: np.ndarray) -> list[_Problem]:
+    """One, but in multi-label tasks one for each label."""
     if task.kind != "multilabel":
-        return [(logits, targets)]
-    return [(logits[:, [place]], targets[:, place]) for place in range(len(task.labels))]
+        return [_Problem(logits, targets)]
+    return [_Problem(logits[:, [place]], targets[:, place]) for place in range(len(task.labels))]
 
 
-def _enough(logits: np.ndarray, targets: np.ndarray) -> bool:
-    if logits.shape[1] > 1:
-        return len(targets) >= 2 * _FEWEST
-    positive = np.count_nonzero(targets)
-    return bool(min(positive, len(targets) - positive) >= _FEWEST)
+def _fit(
+    task: Task, problems: list[_Problem], whole: list[_Problem], threshold_metric: str
+) -> tuple[Decision, list[int]]:
+    """Fits what there are rows enough for in `whole`, of which `problems` hold all rows or four fifths.
+
+    Returns:
+        The decision, and the places of the labels for which no threshold has what the metric asks for.
+    """
+    decision, missed = plain_decision(task), []
+    temperature, threshold = decision.temperature.copy(), decision.threshold.copy()
+    for place, (problem, all_rows) in enumerate(zip(problems, whole, strict=True)):
+        if all_rows.has_temperature:
+            temperature[place] = _calibrate(problem)
+        if all_rows.has_threshold:
+            probabilities = expit(problem.logits[:, 0] / temperature[place])
+            threshold[place], reached = best_threshold(problem.targets, probabilities, threshold_metric)
+            missed += [] if reached else [place]
+    return Decision(task, temperature, threshold), missed
+
+
+def _for(task: Task, places: list[int]) -> str:
+    """A few labels in words; nothing in tasks that are not multi-label."""
+    if task.kind != "multilabel":
+        return ""
+    named = ", ".join(repr(task.labels[place]) for place in places[:NAMED])
+    more = ", ..." if len(places) > NAMED else ""
+    return f" for {len(places):,} label{'s' if len(places) > 1 else ''} ({named}{more})"
+
+
+def _folds(targets: np.ndarray) -> list[np.ndarray]:
+    """Five parts of the rows at random, as bool [N] each, with each label, or each row's rarest one, spread over all."""
+    groups = targets
+    if targets.ndim == 2:
+        rarest = np.argsort(targets.sum(axis=0), kind="stable")
+        groups = np.where(targets.any(axis=1), targets[:, rarest].argmax(axis=1), len(rarest))
+    order = np.random.default_rng(_SEED).permutation(len(targets))
+    fold = np.empty(len(targets), np.int64)
+    fold[order[np.argsort(groups[order], kind="stable")]] = np.arange(len(targets)) % _FOLDS
+    return [fold == number for number in range(min(_FOLDS, len(targets)))]
 
 
 # Calibration
 
 
-def _calibrate(logits: np.ndarray, targets: np.ndarray) -> float:
+def _calibrate(problem: _Problem) -> float:
     """Temperature scaling (Guo et al., arXiv:1706.04599); 1 unless the log loss of rows left out of fitting is lower."""
+    logits, targets = problem.logits, problem.targets
     before = after = 0.0
-    for rows in _folds(len(logits)):
+    for rows in _folds(targets):
         temperature = _best_temperature(logits[~rows], targets[~rows])
         before += _losses(logits[rows], targets[rows], 1.0).sum()
         after += _losses(logits[rows], targets[rows], temperature).sum()

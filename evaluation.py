@@ -13,6 +13,9 @@ from typing import Any
 
 from config import CommandParser, Config, HubtuneError, fail, make_config
 
+_COLUMNS = ("text_column", "text_pair_column", "label_column", "label_separator")
+_WIDEST = 30  # characters of a label on the screen
+
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Reads the command line.
@@ -34,8 +37,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-_COLUMNS = ("text_column", "text_pair_column", "label_column", "label_separator")
-
 if __name__ == "__main__":  # before TensorFlow loads: --help and a mistyped option answer at once
     try:
         GIVEN = parse_arguments(sys.argv[1:])
@@ -52,12 +53,12 @@ from decision import predictions_table
 from examples import note_empty_texts, read_examples, refuse_prediction_columns
 from looks import draw_data, draw_scores
 from metrics import HEADLINE
-from predict import RowProgress, load_classifier, run_settings
+from predict import RowProgress, load_classifier, one_line, run_settings, training_notes
 from prediction_files import as_csv
 from report import Facts, write_report
 from results import score_unseen
 from run_directory import claim_dated_directory, write_atomically
-from tasks import Task, leave_unknown_labels_out
+from tasks import Kind, leave_unknown_labels_out
 
 
 def write_results(directory: Path, facts: Facts) -> None:
@@ -73,18 +74,20 @@ def write_results(directory: Path, facts: Facts) -> None:
     write_report(directory / "report.html", facts)
 
 
-def evaluate(model: str, data: str, output_dir: str | None = None, **columns: str | None) -> dict[str, Any]:
+def evaluate(
+    model: str, data: str, output_dir: str | None = None, **columns: str | None
+) -> tuple[Path, dict[str, Any]]:
     """Scores a trained model on a table with labels and writes predictions, metrics.json, plots/ and report.html.
 
     Args:
         model: run directory or SavedModel.
         data: table as `Config.data`.
-        output_dir: folder for the results, which get one of their own in it; None: `evaluations` in the run directory, or in the
+        output_dir: folder in which the results get one of their own; None: `evaluations` in the run directory, or in the
             working directory for a SavedModel without one.
         columns: `text_column`, `text_pair_column`, `label_column`, `label_separator`; None: as in training.
 
     Returns:
-        The content of metrics.json.
+        The folder of the results, and the content of metrics.json.
 
     Raises:
         HubtuneError: one line on what is wrong with the model, the table or a column.
@@ -94,20 +97,16 @@ def evaluate(model: str, data: str, output_dir: str | None = None, **columns: st
     named = {key: columns.get(key) or trained.get(key) for key in _COLUMNS}
     config = make_config({**named, "data": data, "task": task.kind, "max_seq_length": classifier.max_seq_length})
     examples, notes = leave_unknown_labels_out(read_examples(data, config, only_scored=True), task)
-    notes += note_empty_texts(examples)
+    notes = [*training_notes(classifier.directory), *notes, *note_empty_texts(examples)]
     refuse_prediction_columns(data, examples.frame.columns, task.labels)
     tokens = classifier.tokenize(examples.texts, examples.pairs)
-    if tokens.num_cut:
-        notes.append(
-            f"{data}: {tokens.num_cut:,} of {len(examples):,} texts are cut to {classifier.max_seq_length} tokens"
-        )
+    if cut := tokens.num_cut:
+        notes.append(f"{data}: {cut:,} of {len(examples):,} texts are cut to {classifier.max_seq_length} tokens")
     for note in notes:
         print(f"note: {note}", flush=True)
     progress = RowProgress(0, len(examples))
     scored = {"test": score_unseen(decision, examples, classifier.logits(tokens, progress.add))}
     progress.end()
-    parent = Path(output_dir or (Path(model) if trained else Path()) / "evaluations").expanduser()
-    directory = claim_dated_directory(parent, data)
     report = {
         "task": task.kind,
         "labels": task.labels,
@@ -120,24 +119,24 @@ def evaluate(model: str, data: str, output_dir: str | None = None, **columns: st
         "environment": runtime.versions(),
         "notes": notes,
     }
+    parent = Path(output_dir or (classifier.directory.parent if trained else Path()) / "evaluations").expanduser()
+    directory = claim_dated_directory(parent, data)
     write_atomically(directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     drawn = draw_scores(decision, scored)
     drawn += draw_data(task, {"test": examples}, {"test": tokens}, classifier.max_seq_length)
     options = {"model": model, "data": data, **named}
     write_results(directory, Facts(directory.name, decision, scored, report, drawn, options, classifier.directory))
-    print_scores(task, scored["test"].values)
-    print(f"Read first: {directory / 'report.html'}")
-    return report
+    return directory, report
 
 
-def print_scores(task: Task, values: dict[str, Any]) -> None:
+def print_scores(kind: Kind, values: dict[str, Any]) -> None:
     """Prints the scores of each label and the headline metrics with their intervals."""
-    width = max(len(label) for label in task.labels)
+    width = min(_WIDEST, max(map(len, values["by_label"])))
     print(f"{'':<{width}}  {'rows':>9}  {'predicted':>9}  precision  recall     F1")
     for label, line in values["by_label"].items():
         shares = f"{line['precision']:>9.3f}  {line['recall']:>6.3f}  {line['f1']:>5.3f}"
-        print(f"{label:<{width}}  {line['support']:>9,}  {line['predicted']:>9,}  {shares}")
-    for name in HEADLINE[task.kind]:
+        print(f"{one_line(label)[:width]:<{width}}  {line['support']:>9,}  {line['predicted']:>9,}  {shares}")
+    for name in HEADLINE[kind]:
         if name in values:
             low, high = values["intervals"].get(name, (None, None))
             told = "" if low is None else f"  (95 % interval {low:.4f} to {high:.4f})"
@@ -148,4 +147,7 @@ def print_scores(task: Task, values: dict[str, Any]) -> None:
 if __name__ == "__main__":
     with runtime.mistakes_in_one_line(GIVEN.debug, "nothing is written"):
         runtime.set_up_devices()
-        evaluate(GIVEN.model, GIVEN.data, GIVEN.output_dir, **{key: getattr(GIVEN, key) for key in _COLUMNS})
+        columns = {key: getattr(GIVEN, key) for key in _COLUMNS}
+        DIRECTORY, REPORT = evaluate(GIVEN.model, GIVEN.data, GIVEN.output_dir, **columns)
+        print_scores(REPORT["task"], REPORT["test"])
+        print(f"Read first: {DIRECTORY / 'report.html'}")

@@ -73,7 +73,7 @@ def read_texts(source: str, frame: pd.DataFrame, column: str, key: str) -> list[
     Raises:
         DataError: there is no such column, or a cell holds something else than text.
     """
-    _refuse_missing_column(source, frame, column, key)
+    refuse_missing_column(source, frame.columns, column, key)
     cells = zip(frame.index, frame[column], strict=True)
     return [_as_text(value, f"{source}: row {row + 1}, column {column!r}") for row, value in cells]
 
@@ -87,7 +87,7 @@ def _read_labels(source: str, frame: pd.DataFrame, config: Config) -> list[Label
     if len(set(columns)) < len(columns):
         raise DataError(f"{source}: label_column names a column twice: {config.label_column!r}")
     for name in columns:
-        _refuse_missing_column(source, frame, name, "label_column")
+        refuse_missing_column(source, frame.columns, name, "label_column")
     if len(columns) > 1:
         return _read_indicators(source, frame, columns)
     cells = [(f"{source}: row {row}, column {columns[0]!r}", value) for row, value in enumerate(frame[columns[0]], 1)]
@@ -210,9 +210,14 @@ def _refuse_empty(source: str, column: str, is_empty: list[bool], remedy: str = 
         )
 
 
-def _refuse_missing_column(source: str, frame: pd.DataFrame, column: str, key: str) -> None:
-    if column not in frame.columns:
-        raise DataError(f"{source}: no column {column!r}: {_nearest_column(column, frame.columns)}; set {key}")
+def refuse_missing_column(source: str, columns: Iterable[Any], column: str, key: str) -> None:
+    """Refuses a table without a column; `key` is the option that names it.
+
+    Raises:
+        DataError: one line with the columns that there are.
+    """
+    if column not in columns:
+        raise DataError(f"{source}: no column {column!r}: {_nearest_column(column, columns)}; set {key}")
 
 
 def _nearest_column(column: str, columns: Iterable[Any]) -> str:

@@ -10,7 +10,6 @@ from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     label_ranking_average_precision_score,
-    log_loss,
     matthews_corrcoef,
     precision_recall_curve,
     precision_recall_fscore_support,
@@ -25,7 +24,8 @@ HEADLINE: dict[Kind, tuple[str, ...]] = {  # what is printed, first the one that
     "multilabel": ("micro_f1", "macro_f1", "average_precision", "accuracy", "loss"),
 }
 _CALIBRATION_BINS = 15
-_RESAMPLES = 1000
+_MOST_RESAMPLES, _FEWEST_RESAMPLES = 1000, 200
+_CELLS = 50_000_000  # rows x labels x resamples, above which there are fewer resamples
 _RESAMPLES_AT_ONCE = 50  # so many counts of all rows are in memory
 _INTERVAL = (2.5, 97.5)  # percentiles
 
@@ -89,15 +89,20 @@ def _averages(kind: Kind, true: np.ndarray, chosen: np.ndarray) -> dict[str, flo
 
 def score_probabilities(task: Task, targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Log loss (the training's loss without weights) and expected calibration error."""
-    wide = probabilities.astype(np.float64)
-    if task.kind == "multilabel":
-        pairs = np.stack([1 - wide.ravel(), wide.ravel()], axis=1)
-        loss = log_loss(targets.ravel(), pairs, labels=[0, 1])
-    else:
-        loss = log_loss(targets, wide / wide.sum(axis=1, keepdims=True), labels=range(len(task.labels)))
     predicted, right = events(task, targets, probabilities)
     errors = [_calibration_error(*columns) for columns in zip(predicted.T, right.T, strict=True)]
+    loss = _row_losses(task, targets, probabilities).mean()
     return {"loss": float(loss), "expected_calibration_error": float(np.mean(errors))}
+
+
+def _row_losses(task: Task, targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Cross-entropy of each row, float64 [N], with probabilities clipped as scikit-learn clips float32."""
+    smallest = float(np.finfo(np.float32).eps)
+    wide, true = np.clip(probabilities.astype(np.float64), smallest, 1 - smallest), task.indicators(targets)
+    losses = -true * np.log(wide)
+    if task.kind != "multilabel":
+        return losses.sum(axis=1)
+    return (losses - (1 - true) * np.log(1 - wide)).mean(axis=1)
 
 
 def events(task: Task, targets: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,70 +151,86 @@ def by_label(
 
 
 def resample(
-    task: Task, targets: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray
-) -> dict[str, np.ndarray]:
-    """The headline metrics on 1,000 bootstrap resamples of the rows, float64 [1000] each.
+    task: Task, targets: np.ndarray, probabilities: np.ndarray, honest: np.ndarray, predictions: list[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
+    """Headline metrics on bootstrap resamples of the rows, for each of some sets of predictions; float64 [resamples] each.
 
-    The resamples depend on N alone, so that two sets of predictions for the same rows can be compared draw by draw.
+    There are 1,000 resamples, down to 200 of large tables. `honest` are the probabilities that log loss is about, as in
+    `results.Scored`; it and average precision are in the first set alone. A label that a resample lacks counts in neither
+    way in its `macro_f1`, because the rows that are there say nothing of it.
     """
-    true, chosen = task.indicators(targets).astype(np.float32), task.indicators(predicted).astype(np.float32)
-    right = (true == chosen).all(axis=1).astype(np.float32)
-    losses = _row_losses(true, probabilities, task.kind)
-    curve = _PrecisionCurve(targets, probabilities[:, 1]) if task.kind == "binary" else None
-    draws: dict[str, list[np.ndarray]] = {name: [] for name in HEADLINE[task.kind]}
-    for counts in _bootstrap(len(true)):
-        hits, named, actual = counts @ (true * chosen), counts @ chosen, counts @ true  # each [resamples, K]
-        f1 = 2 * hits / np.maximum(named + actual, 1)
-        values = {
-            "accuracy": counts @ right / len(true),
-            "loss": counts @ losses / len(true),
-            "macro_f1": f1.mean(axis=1),
-        }
-        values["micro_f1"] = 2 * hits.sum(axis=1) / np.maximum((named + actual).sum(axis=1), 1)
-        if curve is not None:
-            values["f1"], values["precision"] = f1[:, 1], hits[:, 1] / np.maximum(named[:, 1], 1)
-            values["recall"] = hits[:, 1] / np.maximum(actual[:, 1], 1)
-            values["average_precision"] = curve.area(counts)
-        for name in draws.keys() & values.keys():
-            draws[name].append(values[name])
-    return {name: np.concatenate(parts) for name, parts in draws.items() if parts}
+    true = task.indicators(targets).astype(np.float32)
+    chosen = [task.indicators(predicted).astype(np.float32) for predicted in predictions]
+    losses, rows = _row_losses(task, targets, honest), len(true)
+    places = [1] if task.kind == "binary" else list(range(len(task.labels)))
+    curves = [_PrecisionCurve(true[:, k], probabilities[:, k]) for k in places if true[:, k].any()]
+    draws: list[dict[str, list[np.ndarray]]] = [{} for _ in chosen]
+    for counts in _bootstrap(rows, true.size):
+        for into, each in zip(draws, chosen, strict=True):
+            for name, values in _of_resamples(task.kind, counts, true, each).items():
+                into.setdefault(name, []).append(values)
+        draws[0].setdefault("loss", []).append(counts @ losses / rows)
+        if curves:
+            areas = np.stack([curve.area(counts) for curve in curves])
+            draws[0].setdefault("average_precision", []).append(_mean_of_defined(areas))
+    return [{name: np.concatenate(parts) for name, parts in each.items()} for each in draws]
 
 
-def interval(draws: np.ndarray) -> list[float]:
-    """Ends of the 95 % percentile interval."""
-    return [float(end) for end in np.percentile(draws, _INTERVAL)]
+def intervals(draws: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """Ends of the 95 % percentile intervals; none where all resamples are the same, as they tell nothing then."""
+    spread = {name: values for name, values in draws.items() if np.nanmax(values) > np.nanmin(values)}
+    return {name: [float(end) for end in np.nanpercentile(values, _INTERVAL)] for name, values in spread.items()}
 
 
-def _bootstrap(num_rows: int) -> Iterator[np.ndarray]:
+def _bootstrap(num_rows: int, cells: int) -> Iterator[np.ndarray]:
     """Blocks of resamples: how often each row is drawn, float32 [resamples, N]."""
     random = np.random.default_rng(num_rows)
-    for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE):
+    resamples = min(_MOST_RESAMPLES, max(_FEWEST_RESAMPLES, _CELLS // max(cells, 1)))
+    for _ in range(resamples // _RESAMPLES_AT_ONCE):
         drawn = random.integers(num_rows, size=(_RESAMPLES_AT_ONCE, num_rows))
         yield np.stack([np.bincount(rows, minlength=num_rows) for rows in drawn]).astype(np.float32)
 
 
-def _row_losses(true: np.ndarray, probabilities: np.ndarray, kind: Kind) -> np.ndarray:
-    """Cross-entropy of each row, float32 [N]."""
-    smallest = np.finfo(np.float32).tiny
-    losses = -true * np.log(np.maximum(probabilities, smallest))
-    if kind != "multilabel":
-        return losses.sum(axis=1)
-    return (losses - (1 - true) * np.log(np.maximum(1 - probabilities, smallest))).mean(axis=1)
+def _of_resamples(kind: Kind, counts: np.ndarray, true: np.ndarray, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """The headline metrics of decisions, [resamples] each; `true` and `chosen` are 0 and 1, [N, K]."""
+    hits, named, actual = counts @ (true * chosen), counts @ chosen, counts @ true  # each (resamples, K)
+    f1 = 2 * hits / np.maximum(named + actual, 1)
+    right = (true == chosen).all(axis=1).astype(np.float32)
+    occurs = actual > 0
+    macro_f1 = (f1 * occurs).sum(axis=1) / np.maximum(occurs.sum(axis=1), 1) * true.any(axis=0).mean()
+    values = {
+        "accuracy": counts @ right / len(true),
+        "macro_f1": macro_f1,
+        "micro_f1": 2 * hits.sum(axis=1) / np.maximum((named + actual).sum(axis=1), 1),
+        "f1": f1[:, -1],
+        "precision": hits[:, -1] / np.maximum(named[:, -1], 1),
+        "recall": hits[:, -1] / np.maximum(actual[:, -1], 1),
+    }
+    return {name: values[name] for name in HEADLINE[kind] if name in values}
 
 
 class _PrecisionCurve:
-    """Average precision under many weightings of the same rows, which are sorted once; scikit-learn's definition."""
+    """Average precision of one label under many weightings of the rows, which are sorted once; scikit-learn's definition."""
 
-    def __init__(self, targets: np.ndarray, scores: np.ndarray) -> None:
+    def __init__(self, true: np.ndarray, scores: np.ndarray) -> None:
         self._order = np.argsort(-scores, kind="stable")
         ordered = scores[self._order]
         self._ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal scores are one point
-        self._positive = (targets[self._order] == 1).astype(np.float64)
+        self._true = true[self._order].astype(np.float64)
 
     def area(self, counts: np.ndarray) -> np.ndarray:
-        """Average precision of each weighting, [resamples]; 0 where no positive row has weight."""
+        """Average precision of each weighting, [resamples]; NaN where no positive row has weight."""
         weights = counts[:, self._order].astype(np.float64)
         named = weights.cumsum(axis=1)[:, self._ends]
-        hits = (weights * self._positive).cumsum(axis=1)[:, self._ends]
+        hits = (weights * self._true).cumsum(axis=1)[:, self._ends]
         steps = np.diff(hits, axis=1, prepend=0.0)
-        return (steps * hits / np.maximum(named, 1)).sum(axis=1) / np.maximum(hits[:, -1], 1)
+        total = hits[:, -1]
+        areas = (steps * hits / np.maximum(named, 1)).sum(axis=1) / np.maximum(total, 1)
+        return np.where(total > 0, areas, np.nan)
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Means over the first axis without NaN; NaN where there is nothing else."""
+    defined = ~np.isnan(values)
+    sums = np.where(defined, values, 0.0).sum(axis=0)
+    return np.where(defined.any(axis=0), sums / np.maximum(defined.sum(axis=0), 1), np.nan)

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import hashlib
 import itertools
+import json
 import os
 import sys
 import time
@@ -62,9 +63,9 @@ import pandas as pd
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  (registers the tokenizer's ops)
 
-from data import Tokens, tokenize
+from data import Tokens, pack, tokenize
 from decision import Decision, predictions_table
-from examples import encodable, read_texts, refuse_prediction_columns
+from examples import encodable, read_texts, refuse_missing_column, refuse_prediction_columns
 from prediction_files import PredictionFile
 from scoring import FORMAT, Scorer
 from tables import read_chunks
@@ -72,6 +73,7 @@ from tasks import Task
 
 _CHUNK_ROWS = 4096  # are lost at most when a job is interrupted
 _LINES = 1024
+_FEW_TEXTS = 64  # for which setting up a pipeline takes longer than they do
 
 
 class TextClassifier:
@@ -83,8 +85,12 @@ class TextClassifier:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        with runtime.quiet():
-            saved = tf.saved_model.load(str(directory))
+        try:
+            with runtime.quiet():
+                saved = tf.saved_model.load(str(directory))
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(f"{directory}: the model is incomplete ({reason}): copy it again, or train again") from None
         _refuse_other_format(directory, saved)
         record = {name: getattr(saved, name).numpy() for name in ("labels", "kind", "separator", "inputs")}
         labels = [label.decode() for label in record["labels"]]
@@ -102,7 +108,12 @@ class TextClassifier:
         Raises:
             DataError: something in `texts` or `pairs` is no string, or half of a character, or there should be pairs, or none.
         """
-        return self.decision.probabilities(self.logits(self.tokenize(texts, pairs)))
+        segments = self._segments(texts, pairs)
+        if 0 < len(segments[0]) <= _FEW_TEXTS:
+            columns = [tf.constant([text.encode() for text in segment]) for segment in segments]
+            inputs, _ = pack(self._saved.preprocessor, columns, self.max_seq_length)
+            return self.decision.probabilities(self._scorer.logits_of_batch(inputs))
+        return self.decision.probabilities(self.logits(self.tokenize(*segments)))
 
     def predict(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray:
         """Labels, an array of N strings; for multi-label models 0 and 1, int64 [N, K], as scikit-learn has it.
@@ -115,6 +126,11 @@ class TextClassifier:
 
     def tokenize(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> Tokens:
         """Token ids of texts, or of pairs of them."""
+        segments = self._segments(texts, pairs)
+        return tokenize(segments[0], self._saved.preprocessor, self.max_seq_length, *segments[1:])
+
+    def _segments(self, texts: Iterable[str], pairs: Iterable[str] | None) -> list[list[str]]:
+        """The texts, and the second ones if there are such, checked."""
         if (pairs is not None) != self.takes_pairs:
             raise DataError(
                 f"the model takes {'pairs of texts (text_pair_column)' if self.takes_pairs else 'one text a row, and no pairs'}"
@@ -124,7 +140,7 @@ class TextClassifier:
             raise DataError(
                 f"{len(segments[0]):,} texts and {len(segments[1]):,} second texts: there should be as many"
             )
-        return tokenize(segments[0], self._saved.preprocessor, self.max_seq_length, *segments[1:])
+        return segments
 
     def logits(self, tokens: Tokens, on_batch: Callable[[int], None] = lambda rows: None) -> np.ndarray:
         """Logits before calibration, float32 [N, 1] in binary tasks, else [N, K]; `on_batch` is told the rows of each batch."""
@@ -188,6 +204,20 @@ def run_settings(model: str | Path) -> dict[str, Any]:
     return read_yaml(str(config)) if config.exists() else {}
 
 
+def training_notes(model: Path) -> list[str]:
+    """What whoever uses a model should hear of how it was trained: that it was interrupted."""
+    path = model.parent / "metrics.json"
+    try:
+        trained = json.loads(path.read_text(encoding="utf-8"))["train"] if path.exists() else {}
+    except (ValueError, KeyError):
+        trained = {}
+    return (
+        [f"the training of {model.parent} was interrupted after {trained['steps_run']:,} steps"]
+        if trained.get("interrupted")
+        else []
+    )
+
+
 # Tables
 
 
@@ -218,18 +248,12 @@ def predict_table(
     if text_pair_column:
         columns["text_pair_column"] = text_pair_column
 
-    def segments(frame: pd.DataFrame) -> list[list[str]]:
-        return [read_texts(data, frame, column, key) for key, column in columns.items()]
-
-    tally = Tally()
     with PredictionFile(output, _job(classifier, data, columns)) as file:
-        for frame in read_chunks(data, _CHUNK_ROWS):
-            refuse_prediction_columns(data, frame.columns, classifier.task.labels)
-            tally.empty += sum(not text.strip() for text in segments(frame)[0])
-            tally.rows += len(frame)
+        tally, header = _check_table(classifier, data, columns)
         progress = RowProgress(file.rows_done, tally.rows)
         for frame in read_chunks(data, _CHUNK_ROWS, skip=file.rows_done):
-            tokens = classifier.tokenize(*segments(frame))
+            frame = frame.reindex(columns=header)
+            tokens = classifier.tokenize(*(read_texts(data, frame, column, key) for key, column in columns.items()))
             tally.cut += tokens.num_cut
             probabilities = classifier.decision.probabilities(classifier.logits(tokens, progress.add))
             scored = predictions_table(classifier.decision, probabilities).set_index(frame.index)
@@ -239,11 +263,31 @@ def predict_table(
     return tally
 
 
+def _check_table(classifier: TextClassifier, data: str, columns: dict[str, str]) -> tuple[Tally, list[str]]:
+    """Reads all rows of a table and checks their texts; counts them and gives the table's columns, of JSONL those of all rows."""
+    tally = Tally()
+    header: dict[str, None] = {}  # in the order of their first row
+    for frame in read_chunks(data, _CHUNK_ROWS):
+        refuse_prediction_columns(data, frame.columns, classifier.task.labels)
+        header |= dict.fromkeys(frame.columns)
+        for place, (key, column) in enumerate(columns.items()):
+            texts = read_texts(data, frame, column, key) if column in frame else [""] * len(frame)
+            tally.empty += sum(not text.strip() for text in texts) if place == 0 else 0
+        tally.rows += len(frame)
+    for key, column in columns.items():
+        refuse_missing_column(data, header, column, key)
+    return tally, list(header)
+
+
 def _job(classifier: TextClassifier, data: str, columns: dict[str, str]) -> dict[str, Any]:
     """What an interrupted job must have in common with the one that goes on with it."""
     job: dict[str, Any] = {"data": data, **columns}
     path = Path(data).expanduser().resolve()
     if "://" not in data and path.exists():
+        if not path.is_file() and not path.is_dir():
+            raise DataError(
+                f"{data}: a pipe, which can be read once only: save it as a file, or give lines of text to predict.py"
+            )
         job |= {"data": str(path), "size": path.stat().st_size, "modified": path.stat().st_mtime_ns}
     weights = (classifier.directory / "variables" / "variables.index").read_bytes()  # holds checksums of them
     return job | {"model": hashlib.sha256(weights).hexdigest()}
@@ -251,11 +295,11 @@ def _job(classifier: TextClassifier, data: str, columns: dict[str, str]) -> dict
 
 def output_for(data: str) -> Path:
     """Where predictions go if nothing is said: "a/new.csv.gz" -> "new-predictions.csv.gz" in the folder one is in."""
-    name = Path(data.split("?")[0] if "://" in data else data).name
-    stem, *suffixes = name.split(".")
-    kind = next((suffix.lower() for suffix in suffixes if suffix.lower() in ("jsonl", "ndjson", "parquet")), "csv")
-    packed = ".gz" if suffixes[-1:] == ["gz"] and kind != "parquet" else ""
-    return Path(f"{stem}-predictions.{kind}{packed}")
+    path = Path(data.split("?")[0] if "://" in data else data)
+    packed = path.suffix.lower() if path.suffix.lower() in (".gz", ".bz2", ".xz", ".zip") else ""
+    plain = Path(path.stem if packed else path.name)
+    kind = plain.suffix.lower() if plain.suffix.lower() in (".jsonl", ".ndjson", ".parquet") else ".csv"
+    return Path(f"{plain.stem}-predictions{kind}{'.gz' if packed == '.gz' and kind != '.parquet' else ''}")
 
 
 class RowProgress:
@@ -292,6 +336,9 @@ class RowProgress:
 def main(given: argparse.Namespace) -> None:
     """Runs the command."""
     model = find_model(given.model)
+    for note in training_notes(model):
+        print(f"note: {note}", file=sys.stderr)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal that is not UTF-8
     if given.data is None and not given.texts and sys.stdin.isatty():
         print("One text a line; Ctrl-D ends", file=sys.stderr)
     runtime.set_up_devices()
@@ -301,7 +348,11 @@ def main(given: argparse.Namespace) -> None:
     elif classifier.takes_pairs:
         raise ConfigError("the model takes pairs of texts: put them into a table and give it as --data")
     else:
-        _score_lines(classifier, given.texts or _standard_input())
+        try:
+            _score_lines(classifier, given.texts or _standard_input())
+        except BrokenPipeError:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes out the rest at its end
+            raise SystemExit(1) from None
 
 
 def _score_table(classifier: TextClassifier, given: argparse.Namespace) -> None:
@@ -312,10 +363,10 @@ def _score_table(classifier: TextClassifier, given: argparse.Namespace) -> None:
     try:
         tally = predict_table(classifier, given.data, output, columns[0] or "text", columns[1])
     except KeyboardInterrupt:
-        print(
-            f"\nInterrupted: what is done lies in {output}.partial; the same command goes on from there",
-            file=sys.stderr,
-        )
+        done = "no rows are scored yet"
+        if os.path.exists(f"{output}.partial"):
+            done = f"what is done lies in {output}.partial; the same command goes on from there"
+        print(f"\nInterrupted: {done}", file=sys.stderr)
         raise SystemExit(130) from None
     notes = [f"{tally.empty:,} with an empty text, scored as such"] if tally.empty else []
     notes += [f"{tally.cut:,} cut to {classifier.max_seq_length} tokens"] if tally.cut else []
@@ -331,7 +382,7 @@ def _score_lines(classifier: TextClassifier, texts: Iterable[str]) -> None:
         tokens = classifier.tokenize(chunk)
         scored = predictions_table(classifier.decision, classifier.decision.probabilities(classifier.logits(tokens)))
         for label, probability, text in zip(scored["predicted_label"], scored["probability"], chunk, strict=True):
-            print(f"{label}\t{probability:.4f}\t{' '.join(text.split())}")
+            print(f"{one_line(label)}\t{probability:.4f}\t{one_line(text)}")
         sys.stdout.flush()
         tally.empty += sum(not text.strip() for text in chunk)
         tally.cut += tokens.num_cut
@@ -339,6 +390,11 @@ def _score_lines(classifier: TextClassifier, texts: Iterable[str]) -> None:
         print(f"note: {tally.empty:,} empty, scored as such", file=sys.stderr)
     if tally.cut:
         print(f"note: {tally.cut:,} cut to {classifier.max_seq_length} tokens", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """Text for a terminal: blanks and control characters become single blanks."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _standard_input() -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What a reader sees of a run: report.html, one page that needs nothing beside it, and MODEL_CARD.md."""
 
 import base64
+import shlex
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from decision import Decision
+from decision import HALF, Decision
 from known_encoders import licence_of
 from looks import least_certain, mistakes
 from metrics import HEADLINE
@@ -43,6 +44,11 @@ class Facts:
     plots: list[Plot]
     config: dict[str, Any]
     model: Path
+
+    @property
+    def saved(self) -> Path:
+        """What load_classifier takes: the run directory, or the SavedModel where there is none around it."""
+        return self.model.parent if (self.model.parent / "config.yaml").exists() else self.model
 
     @property
     def shown(self) -> str | None:
@@ -110,8 +116,9 @@ def headline(facts: Facts) -> list[str]:
     if "train" not in facts.metrics:
         rows = f"On {values['examples']:,} rows of {Path(facts.metrics['data']).name}"
     if task.kind == "binary":
+        positive = _shorten(task.labels[1], 60)
         found = (
-            f"it finds {values['recall']:.1%} of those labelled {task.labels[1]!r} (recall), and {values['precision']:.1%} of "
+            f"it finds {values['recall']:.1%} of those labelled {positive!r} (recall), and {values['precision']:.1%} of "
             f"those that it labels so are right (precision): F1 {_with_interval(values, 'f1')}"
         )
     elif task.kind == "multiclass":
@@ -126,45 +133,48 @@ def headline(facts: Facts) -> list[str]:
         most = max(values["by_label"], key=lambda label: values["by_label"][label]["support"])
         always = values["by_label"][most]["support"] / values["examples"]
         right = "" if task.kind == "multiclass" else f"It is right in {_share(values, 'accuracy')} of the rows. "
-        sentences.append(f"{right}To answer {most!r} every time would be right in {always:.1%}.")
+        sentences.append(f"{right}To answer {_shorten(most, 60)!r} every time would be right in {always:.1%}.")
     if "at_half" in values:
         sentences.append(_about_threshold(facts, values))
-    sentences.append(_about_calibration(values))
+    sentences.append(_about_calibration(facts, values))
     return sentences
 
 
-def _with_interval(values: dict[str, Any], name: str) -> str:
+def _with_interval(values: dict[str, Any], name: str, form: str = ".3f") -> str:
+    told = f"{values[name]:{form}}"
+    if name not in values["intervals"]:
+        return told
     low, high = values["intervals"][name]
-    return f"{values[name]:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    return f"{told} (95 % interval {low:{form}} to {high:{form}})"
 
 
 def _share(values: dict[str, Any], name: str) -> str:
-    low, high = values["intervals"][name]
-    return f"{values[name]:.1%} (95 % interval {low:.1%} to {high:.1%})"
+    return _with_interval(values, name, ".1%")
 
 
 def _about_threshold(facts: Facts, values: dict[str, Any]) -> str:
     name = HEADLINE[facts.decision.task.kind][0]
-    half, (low, high) = values["at_half"][name], values["at_half"]["gain_intervals"][name]
-    thresholds = facts.decision.threshold
-    if (thresholds == 0.5).all():
+    thresholds, half = facts.decision.threshold, values["at_half"][name]
+    if (thresholds == HALF).all():
         return "The threshold is 0.5."
     is_what = f"is {thresholds[0]:.3f}"
     if len(thresholds) > 1:
         is_what = f"of a label lies between {thresholds.min():.3f} and {thresholds.max():.3f}"
     aim = f" for {facts.metrics['threshold_metric']}" if facts.metrics["threshold_metric"] else ""
+    gain = f"{values[name] - half:+.3f}"
+    if name in values["at_half"]["gain_intervals"]:
+        gain += " (95 % interval {:+.3f} to {:+.3f})".format(*values["at_half"]["gain_intervals"][name])
     return (
         f"The threshold {is_what}, chosen on the validation rows{aim}; at 0.5 {_NAMES[name]} would be {half:.3f}, a difference "
-        f"of {values[name] - half:+.3f} (95 % interval {low:+.3f} to {high:+.3f})."
+        f"of {gain}."
     )
 
 
-def _about_calibration(values: dict[str, Any]) -> str:
+def _about_calibration(facts: Facts, values: dict[str, Any]) -> str:
     after, before = values["expected_calibration_error"], values["uncalibrated"]["expected_calibration_error"]
     told = f"Its probabilities are off by {after:.1%} on average (expected calibration error)"
-    if after == before:
-        return f"{told}; no temperature made them better on validation rows that were left out of fitting it."
-    return f"{told}; before calibration it was {before:.1%}."
+    earlier = f"before calibration it was {before:.1%}" if facts.decision.calibrated else "they are not calibrated"
+    return f"{told}; {earlier}."
 
 
 def _scores(facts: Facts) -> list[dict[str, Any]]:
@@ -187,12 +197,9 @@ def _scores(facts: Facts) -> list[dict[str, Any]]:
     return lines
 
 
-def _shorten(text: str) -> str:
+def _shorten(text: str, most: int = _SHOWN_CHARACTERS) -> str:
     """The beginning of a long text, and how long it is."""
-    text = str(text)
-    if len(text) <= _SHOWN_CHARACTERS:
-        return text
-    return f"{text[:_SHOWN_CHARACTERS]} … ({len(text):,} characters)"
+    return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters)"
 
 
 def _markdown(text: str) -> str:
@@ -208,4 +215,4 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters |= {"shorten": _shorten, "markdown": _markdown}
+_TEMPLATES.filters |= {"shorten": _shorten, "markdown": _markdown, "quoted": shlex.quote, "literal": repr}

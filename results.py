@@ -8,9 +8,7 @@ from sklearn.metrics import confusion_matrix
 
 from decision import Decision, cross_fit
 from examples import Examples
-from metrics import HEADLINE, by_label, interval, resample, score, score_probabilities
-
-_RANKING = ("average_precision", "loss")  # headline metrics that no threshold changes
+from metrics import by_label, intervals, resample, score, score_probabilities
 
 
 @dataclass(frozen=True)
@@ -18,8 +16,8 @@ class Scored:
     """The rows of one part beside what the model says about them; `values` is the part's section of metrics.json.
 
     Logits are float32 [N, 1] in binary tasks, else [N, K], probabilities [N, K]; `predicted` is in the form of `targets`.
-    What is calibrated (`honest`) and predicted had no part of a row in any choice; `probabilities` are those of the shipped
-    model, and the same on all but validation rows.
+    `probabilities` are those of the shipped model. `honest` ones and `predicted` come, on validation rows, from temperatures
+    and thresholds that other rows chose; on all other rows they are the shipped model's.
     """
 
     examples: Examples
@@ -54,26 +52,23 @@ def _scored(
 ) -> Scored:
     task, probabilities = decision.task, decision.probabilities(logits)
     targets = task.targets(examples.labels)
-    draws = resample(task, targets, probabilities, predicted)
-    draws["loss"] = resample(task, targets, honest, predicted)["loss"]
+    draws, at_half_draws = resample(task, targets, probabilities, honest, [predicted, at_half])
+    # Folds with temperatures of their own cannot be ranked against each other: the shipped model ranks.
+    scores = score(task, targets, probabilities, predicted) | score_probabilities(task, targets, honest)
     values: dict[str, Any] = {
         "examples": len(examples),
-        # Folds with temperatures of their own cannot be ranked against each other: the shipped model ranks.
-        **score(task, targets, probabilities, predicted),
-        **score_probabilities(task, targets, honest),
-        "intervals": {name: interval(values) for name, values in draws.items()},
+        **scores,
+        "intervals": intervals({name: draws[name] for name in draws.keys() & scores.keys()}),
         "uncalibrated": score_probabilities(task, targets, decision.uncalibrated().probabilities(logits)),
         "by_label": by_label(task, targets, probabilities, predicted),
     }
     if task.kind != "multilabel":
         values["confusion_matrix"] = confusion_matrix(targets, predicted, labels=range(len(task.labels))).tolist()
     if task.kind != "multiclass":
-        half = resample(task, targets, probabilities, at_half)
-        names = [name for name in HEADLINE[task.kind] if name not in _RANKING]
         scores = score(task, targets, probabilities, at_half)
         values["at_half"] = {
-            **{name: scores[name] for name in names},
-            "intervals": {name: interval(half[name]) for name in names},
-            "gain_intervals": {name: interval(draws[name] - half[name]) for name in names},
+            **{name: scores[name] for name in at_half_draws},
+            "intervals": intervals(at_half_draws),
+            "gain_intervals": intervals({name: draws[name] - half for name, half in at_half_draws.items()}),
         }
     return Scored(examples, targets, logits, probabilities, honest, predicted, values)

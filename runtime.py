@@ -126,9 +126,6 @@ def mistakes_in_one_line(debug: bool, if_interrupted: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\nInterrupted: {if_interrupted}", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes out what is left at its end
-        raise SystemExit(1) from None
     except (HubtuneError, OSError, tf.errors.OpError) as error:
         if debug:
             raise

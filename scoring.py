@@ -26,6 +26,11 @@ class Scorer:
         self._logits = tf.function(logits, input_signature=INPUT_SIGNATURE)
         self._num_logits = num_logits
 
+    def logits_of_batch(self, inputs: dict[str, tf.Tensor]) -> np.ndarray:
+        """Logits of one batch of the encoder's inputs, each int32 [batch, seq]; float32 [batch, num_logits]."""
+        with runtime.graph_precision("float32"):
+            return self._logits(inputs).numpy()
+
     def logits(self, tokens: Tokens, on_batch: Callable[[int], None] = lambda rows: None) -> np.ndarray:
         """Logits in the order of the tokens, float32 [N, num_logits]; `on_batch` is told the rows of each batch."""
         result = np.empty((len(tokens), self._num_logits), dtype=np.float32)

@@ -141,14 +141,13 @@ def _delimited_chunks(source: str, stream: BinaryIO, rows: int, skip: int, **dia
     csv.field_size_limit(sys.maxsize)
     with _decoded(source, stream, newline="") as text:
         reader = csv.reader(text, **dialect)
-        filled = filter(None, reader)
         try:
-            header = next(filled, None)
+            header = next(filter(None, reader), None)
             if header is None:
                 raise _blank(source)
             _check_header(source, header)
-            deque(islice(filled, skip), maxlen=0)
             body = _of_width(source, reader, len(header))
+            deque(islice(body, skip), maxlen=0)
             while chunk := list(islice(body, rows)):
                 yield pd.DataFrame(chunk, columns=header, dtype=object)
         except csv.Error as error:
@@ -170,9 +169,12 @@ def _refuse_repeated(source: str, header: list[str]) -> None:
 
 
 def _of_width(source: str, reader: Any, width: int) -> Iterator[list[str]]:
+    """The rows. A blank line is none, but in a table of one column it is an empty cell."""
     for row in reader:
         if len(row) == width:
             yield row
+        elif not row and width == 1:
+            yield [""]
         elif row:
             raise DataError(f"{source}: line {reader.line_num}: {len(row)} fields where the header has {width}")
 

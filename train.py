@@ -248,6 +248,12 @@ def _score(job: Job, fit: Fit) -> tuple[Decision, list[str], dict[str, Scored]]:
         logits = job.scorer.logits(job.tokens["valid"]) if known is None else known
         decision, notes = fit_decision(task, logits, task.targets(job.splits.valid.labels), metric)
         scored["valid"] = score_validation(decision, job.splits.valid, logits, metric)
+        if job.config.early_stopping_patience:
+            notes.append("early stopping chose the weights on the validation rows too, which flatters their scores")
+    if fit.interrupted:
+        notes.append(
+            f"the training was interrupted after {fit.steps:,} of {job.config.epochs * job.steps_per_epoch:,} steps"
+        )
     if job.splits.test is not None:
         scored["test"] = score_unseen(decision, job.splits.test, job.scorer.logits(job.tokens["test"]))
     for note in notes:

@@ -128,16 +128,42 @@ def test_too_few_rows_keep_one_half_and_say_so() -> None:
     targets[:] = 0
     targets[:9] = 1
     decision, notes = fit_decision(BINARY, logits, targets, "f1")
-    assert (decision.temperature.tolist(), decision.threshold.tolist()) == ([1.0], [0.5])
-    assert notes == ["too few validation rows: no calibration, and 0.5 as the threshold"]
+    assert decision.threshold.tolist() == [0.5]
+    assert notes == ["too few validation rows: the threshold stays 0.5"]
+
+
+@pytest.mark.parametrize("task", [BINARY, CLASSES, SEVERAL])
+def test_rows_that_are_all_right_are_no_reason_for_certainty(task: Task) -> None:
+    random = np.random.default_rng(0)
+    several = random.integers(0, 2, (100, 3)).astype(np.float32)
+    targets: np.ndarray = several if task.kind == "multilabel" else random.integers(0, len(task.labels), 100)
+    signs = 2 * task.indicators(targets) - 1
+    logits = (3 * signs[:, 1:] if task.kind == "binary" else 3 * signs).astype(np.float32)
+    decision, notes = fit_decision(task, logits, targets, "f1")
+    assert (decision.temperature == 1).all()
+    assert notes[0].startswith("fewer than 10 validation rows are decided wrongly")
+    assert notes[0].endswith(": no calibration")
+
+
+def test_a_fold_decides_like_the_whole_where_a_label_is_rare() -> None:
+    """Ten positive rows are enough for a threshold, and so are the eight that a fold leaves."""
+    logits = np.random.default_rng(0).normal(-6, 1, (400, 1)).astype(np.float32)
+    targets = np.zeros(400, np.int64)
+    targets[:10], logits[:10] = 1, -3
+    _, predicted, at_half = cross_fit(BINARY, logits, targets, "f1")
+    assert predicted[:10].all()
+    assert not at_half.any()
 
 
 def test_each_of_several_labels_has_a_threshold_if_it_has_the_rows() -> None:
     logits, targets = overconfident("multilabel", 400)
-    targets[:, 2] = 0
+    targets[:, 2], logits[:, 2] = 0, -3
     targets[:5, 2] = 1
     decision, notes = fit_decision(SEVERAL, logits, targets, "f1")
-    assert notes == ["too few validation rows for 1 label ('c'): no calibration, and 0.5 as the threshold"]
+    assert notes == [
+        "too few validation rows for 1 label ('c'): the threshold stays 0.5",
+        "fewer than 10 validation rows are decided wrongly for 1 label ('c'): no calibration",
+    ]
     assert decision.threshold[2] == 0.5
     assert decision.temperature[2] == 1
     assert (decision.threshold[:2] != 0.5).all()
@@ -145,15 +171,13 @@ def test_each_of_several_labels_has_a_threshold_if_it_has_the_rows() -> None:
 
 
 def test_cross_fitting_lets_no_row_choose_its_own_threshold() -> None:
-    """A row whose label is turned round moves the thresholds of other rows only."""
+    """A logit that moves changes the temperature of all rows but those of its own fold."""
     logits, targets = overconfident("binary", 200)
-    probabilities, predicted, at_half = cross_fit(BINARY, logits, targets, "f1")
-    turned = targets.copy()
-    turned[7] = 1 - turned[7]
-    again, decided, _ = cross_fit(BINARY, logits, turned, "f1")
-    assert (again[7] == probabilities[7]).all()
-    assert decided[7] == predicted[7]
-    assert (again != probabilities).any()
+    probabilities, _, at_half = cross_fit(BINARY, logits, targets, "f1")
+    moved = logits.copy()
+    moved[7] = -20 * np.sign(targets[7] - 0.5)
+    again, _, _ = cross_fit(BINARY, moved, targets, "f1")
+    assert (again == probabilities).all(axis=1).sum() == 200 / 5 - 1
     assert (at_half == (probabilities[:, 1] >= 0.5)).all()
 
 

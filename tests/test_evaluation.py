@@ -31,14 +31,13 @@ def results(directory: Path) -> Path:
 
 def test_evaluating_the_test_table_again_gives_the_scores_of_the_training(trained: Result, tmp_path: Path) -> None:
     test = str(trained.run_directory.parent / "test.csv")
-    report = evaluate(str(trained.run_directory), test, str(tmp_path))
+    folder, report = evaluate(str(trained.run_directory), test, str(tmp_path))
     expected = trained.metrics["test"]
     numbers = {name: value for name, value in expected.items() if isinstance(value, int | float)}
     assert {name: report["test"][name] for name in numbers} == pytest.approx(numbers, abs=1e-6)
     assert report["test"]["confusion_matrix"] == expected["confusion_matrix"]
     assert report["test"]["intervals"]["f1"] == pytest.approx(expected["intervals"]["f1"], abs=1e-6)
     assert (report["threshold"], report["labels"]) == (trained.metrics["threshold"], ["negative", "positive"])
-    folder = results(tmp_path)
     assert json.loads((folder / "metrics.json").read_text()) == report
     assert {path.name for path in folder.iterdir()} == {"metrics.json", "plots", "report.html", "test_predictions.csv"}
     ours = pd.read_csv(folder / "test_predictions.csv", keep_default_na=False)
@@ -51,8 +50,11 @@ def test_results_lie_in_the_run_directory_and_a_second_evaluation_beside_the_fir
     trained: Result, tmp_path: Path
 ) -> None:
     run = shutil.copytree(trained.run_directory, tmp_path / "run")
-    for _ in range(2):
-        evaluate(str(run), str(trained.run_directory.parent / "test.csv"))
+    for model in (run, run / "model"):
+        folder, _ = evaluate(str(model), str(trained.run_directory.parent / "test.csv"))
+        assert folder.parent == run / "evaluations"
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert f"load_classifier(&#39;{run}&#39;)" in page
     assert len(list((run / "evaluations").glob("test-2*"))) == 2
 
 
@@ -60,7 +62,7 @@ def test_rows_with_labels_that_the_model_does_not_know_are_counted_and_left_out(
     trained: Result, tmp_path: Path, table: MakeTable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = table([("it is good", "positive"), ("the worst", "negative"), ("so so", "mixed"), ("it is bad", "negative")])
-    report = evaluate(str(trained.run_directory), data, str(tmp_path / "out"))
+    _, report = evaluate(str(trained.run_directory), data, str(tmp_path / "out"))
     note = f"{data}: label 'mixed' in 1 row (3) is unknown to the model: left out of the scores"
     assert report["notes"] == [note]
     assert report["test"]["examples"] == 3
@@ -70,7 +72,7 @@ def test_rows_with_labels_that_the_model_does_not_know_are_counted_and_left_out(
 
 
 def test_one_class_alone_is_scored_as_far_as_it_can_be(trained: Result, tmp_path: Path, table: MakeTable) -> None:
-    report = evaluate(str(trained.run_directory), table([("it is good", "negative")] * 3), str(tmp_path / "out"))
+    _, report = evaluate(str(trained.run_directory), table([("it is good", "negative")] * 3), str(tmp_path / "out"))
     assert "roc_auc" not in report["test"]
     assert "average_precision" not in report["test"]
     assert report["test"]["recall"] == 0.0
@@ -92,8 +94,9 @@ def test_a_model_without_its_run_directory_is_evaluated_by_what_it_carries(
 ) -> None:
     moved = shutil.copytree(trained.run_directory / "model", tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
-    report = evaluate(str(moved), str(trained.run_directory.parent / "test.csv"))
+    _, report = evaluate(str(moved), str(trained.run_directory.parent / "test.csv"))
     assert report["test"]["f1"] == pytest.approx(trained.metrics["test"]["f1"])
+    assert f"load_classifier(&#39;{moved}&#39;)" in (results(tmp_path / "evaluations") / "report.html").read_text()
     assert len(list((tmp_path / "evaluations").iterdir())) == 1
 
 
@@ -102,7 +105,7 @@ def test_the_command_prints_labels_scores_and_where_to_look(trained: Result, tmp
     command = [sys.executable, "evaluation.py", *arguments, "--output_dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"positive +\d+ +\d+ +0\.\d+ +0\.\d+ +0\.\d+", done.stdout)
+    assert re.search(r"positive +\d+ +\d+ +[01]\.\d+ +[01]\.\d+ +0\.\d+", done.stdout)
     assert re.search(r"f1 +0\.\d{4}  \(95 % interval 0\.\d{4} to [01]\.\d{4}\)  at 0\.5: 0\.\d{4}", done.stdout)
     assert f"Read first: {results(tmp_path) / 'report.html'}" in done.stdout
 

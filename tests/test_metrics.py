@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 
 from decision import plain_decision
-from metrics import HEADLINE, by_label, events, interval, resample, score, score_probabilities
+from metrics import HEADLINE, by_label, events, intervals, resample, score, score_probabilities
 from tasks import Kind, Task
 
 TASKS: dict[Kind, Task] = {
@@ -140,15 +140,36 @@ def test_multiclass_calibration_is_about_the_likeliest_label() -> None:
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
 def test_resamples_are_scores_of_rows_drawn_again(kind: Kind) -> None:
-    """The first resample, drawn by hand, by scikit-learn."""
+    """The first resample, drawn by hand, by scikit-learn; a second set of predictions is scored on the same rows."""
     task, targets, probabilities, predicted = example(kind)
-    draws = resample(task, targets, probabilities, predicted)
-    assert draws.keys() == set(HEADLINE[kind]) - ({"average_precision"} if kind != "binary" else set())
+    draws, reversed_draws = resample(task, targets, probabilities, probabilities, [predicted, predicted[::-1]])
+    assert draws.keys() == set(HEADLINE[kind])
+    assert reversed_draws.keys() == draws.keys() - {"loss", "average_precision"}
     rows = np.random.default_rng(len(targets)).integers(len(targets), size=(50, len(targets)))[0]
-    expected = score(task, targets[rows], probabilities[rows], predicted[rows])
-    assert {name: values[0] for name, values in draws.items()} == pytest.approx(
-        {name: expected[name] for name in draws}, abs=1e-5
-    )
+    for values, chosen in ((draws, predicted), (reversed_draws, predicted[::-1])):
+        expected = score(task, targets[rows], probabilities[rows], chosen[rows])
+        assert {name: each[0] for name, each in values.items()} == pytest.approx(
+            {name: expected[name] for name in values}, abs=1e-5
+        )
+
+
+def test_a_rare_label_that_a_resample_lacks_does_not_pull_the_interval_down() -> None:
+    """300 labels of 3 rows each, two of three right: every resample lacks some labels."""
+    task = Task("multiclass", [f"{i:03}" for i in range(300)])
+    targets = np.repeat(np.arange(300), 3)
+    predicted = np.where(np.arange(900) % 3 < 2, targets, (targets + 1) % 300)
+    probabilities = np.full((900, 300), 1 / 300, np.float32)
+    macro_f1 = score(task, targets, probabilities, predicted)["macro_f1"]
+    low, high = intervals(resample(task, targets, probabilities, probabilities, [predicted])[0])["macro_f1"]
+    assert low < macro_f1 < high
+
+
+def test_resamples_that_are_all_the_same_give_no_interval() -> None:
+    task, right = TASKS["binary"], np.array([0, 1, 0, 0])
+    probabilities = np.array([[0.9, 0.1], [0.1, 0.9], [0.8, 0.2], [0.7, 0.3]], np.float32)
+    [draws] = resample(task, right, probabilities, probabilities, [right])
+    assert intervals({"accuracy": draws["accuracy"]}) == {}
+    assert "loss" in intervals(draws)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -158,6 +179,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         targets = random.integers(0, 2, 200)
         predicted = np.where(random.random(200) < 0.8, targets, 1 - targets)
         probabilities = np.eye(2, dtype=np.float32)[predicted] * 0.8 + 0.1
-        low, high = interval(resample(TASKS["binary"], targets, probabilities, predicted)["accuracy"])
+        [draws] = resample(TASKS["binary"], targets, probabilities, probabilities, [predicted])
+        low, high = intervals(draws)["accuracy"]
         held += low <= 0.8 <= high
     assert 88 <= held <= 100

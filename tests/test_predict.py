@@ -18,7 +18,7 @@ import predict
 from config import ConfigError, DataError
 from decision import plain_decision
 from export import export_classifier
-from predict import TextClassifier, load_classifier, output_for, parse_arguments, predict_table
+from predict import TextClassifier, load_classifier, output_for, parse_arguments, predict_table, training_notes
 from scoring import Scorer
 from spec import EncoderPaths
 from tables import read_table
@@ -65,6 +65,8 @@ def test_a_classifier_has_scikit_learns_shapes_and_labels(classifier: TextClassi
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     assert classifier.predict_proba([]).shape == (0, 2)
     assert classifier.predict(pd.Series(TEXTS)).shape == (len(TEXTS),)
+    many = classifier.predict_proba(TEXTS * 20)  # through the pipeline; a few texts go straight
+    np.testing.assert_allclose(many[: len(TEXTS)], probabilities, atol=1e-6)
 
 
 def test_texts_that_are_none_are_told_in_one_line(classifier: TextClassifier) -> None:
@@ -166,6 +168,32 @@ def test_wrong_columns_are_told(
     assert not (tmp_path / "out.csv.partial").exists()
 
 
+def test_rows_of_jsonl_may_differ_in_their_keys_from_chunk_to_chunk(
+    classifier: TextClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "_CHUNK_ROWS", 2)
+    lines = [
+        '{"id": 1, "text": "good"}',
+        '{"id": 2, "text": "bad"}',
+        '{"id": 3}',
+        '{"id": 4}',
+        '{"late": "x", "text": "it"}',
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    tally = predict_table(classifier, str(tmp_path / "t.jsonl"), tmp_path / "out.csv", "text", None)
+    assert (tally.rows, tally.empty) == (5, 2)
+    scored = pd.read_csv(tmp_path / "out.csv")
+    assert list(scored.columns[:3]) == ["id", "text", "late"]
+    expected = classifier.predict(["good", "bad", "", "", "it"]).tolist()
+    assert scored["predicted_label"].tolist() == expected
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(classifier: TextClassifier, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match=r"pipe.csv: a pipe, which can be read once only: save it as a file"):
+        predict_table(classifier, str(tmp_path / "pipe.csv"), tmp_path / "out.csv", "text", None)
+
+
 def test_a_table_with_a_prediction_column_of_its_own_is_refused(classifier: TextClassifier, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,probability\ngood,1\n")
     with pytest.raises(DataError, match="column 'probability' has the name of a prediction column; rename it"):
@@ -202,6 +230,25 @@ def test_a_model_of_an_older_version_or_of_others_is_refused_with_a_remedy(
         DataError, match=r"saved by an older version of hubtune \(format 1, this one reads 2\): train again"
     ):
         load_classifier(tmp_path / "older")
+
+
+def test_a_model_with_a_part_missing_is_told_from_one_that_is_none(trained: Result, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(trained.run_directory / "model", tmp_path / "broken"))
+    next((broken / "variables").glob("*.data-*")).unlink()
+    with pytest.raises(DataError, match=r"broken: the model is incomplete \(.*\): copy it again, or train again"):
+        load_classifier(broken)
+    (broken / "saved_model.pb").write_bytes(b"half")
+    with pytest.raises(DataError, match="the model is incomplete"):
+        load_classifier(broken)
+
+
+def test_a_model_whose_training_was_interrupted_is_named_as_such(trained: Result, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained.run_directory, tmp_path / "run"))
+    assert training_notes(run / "model") == []
+    report = json.loads((run / "metrics.json").read_text())
+    report["train"] |= {"interrupted": True, "steps_run": 1234}
+    (run / "metrics.json").write_text(json.dumps(report))
+    assert training_notes(run / "model") == [f"the training of {run} was interrupted after 1,234 steps"]
 
 
 def test_a_model_that_was_moved_away_from_its_run_still_scores(trained: Result, tmp_path: Path) -> None:
@@ -296,6 +343,7 @@ def test_predictions_lie_in_the_folder_one_is_in_unless_told_otherwise() -> None
     names = {
         "a/new.csv.gz": "new-predictions.csv.gz",
         "new.tsv": "new-predictions.csv",
+        "data.2024.csv": "data.2024-predictions.csv",
         "new.JSONL.zip": "new-predictions.jsonl",
         "https://host/new.parquet?x=1": "new-predictions.parquet",
         "new.parquet.gz": "new-predictions.parquet",

@@ -346,3 +346,10 @@ print(rows, peak() - before)
     rows, growth = done.stdout.split()
     assert int(rows) == 400_000
     assert float(growth) < 20  # megabytes; the table has more than 60
+
+
+def test_a_blank_line_is_an_empty_cell_where_there_is_one_column_and_nothing_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("text\nfirst\n\nsecond\n")
+    assert read_table(str(tmp_path / "one.csv"))["text"].tolist() == ["first", "", "second"]
+    (tmp_path / "two.csv").write_text("text,label\nfirst,1\n\nsecond,2\n")
+    assert read_table(str(tmp_path / "two.csv"))["text"].tolist() == ["first", "second"]

@@ -397,6 +397,7 @@ def test_ctrl_c_keeps_what_is_trained(tiny_paths: EncoderPaths, tmp_path: Path) 
     report = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 1 <= report["train"]["epochs_run"] < 5000
     assert report["train"]["interrupted"] is True
+    assert f"the training was interrupted after {report['train']['steps_run']:,} of 95,000 steps" in report["notes"]
     assert serve(tmp_path / "run", ["it is good"])["label"].shape == (1,)
 
 
