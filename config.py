@@ -3,14 +3,11 @@
 Imports no TensorFlow, so that `--help` and a mistyped key answer at once.
 """
 
-import argparse
 import contextlib
 import difflib
 import math
-import os
-import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -331,7 +328,7 @@ def make_config(values: dict[str, Any], origin: dict[str, str] | None = None) ->
     origin = origin or {}
     for key in values:
         if key not in Config.model_fields:
-            raise ConfigError(f"{origin.get(key, 'config')}: unknown key {key!r}{_did_you_mean(str(key))}")
+            raise ConfigError(f"{origin.get(key, 'config')}: unknown key {key!r}{did_you_mean(str(key))}")
     try:
         return Config(**{key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
@@ -349,7 +346,8 @@ def _one_line(problem: Any, origin: dict[str, str]) -> str:
     return f"{origin.get(key, 'config')}: {key}={problem['input']!r}: {message}"
 
 
-def _did_you_mean(key: str) -> str:
+def did_you_mean(key: str) -> str:
+    """The end of a message on a key that there is not: the nearest that there is."""
     near = difflib.get_close_matches(key, Config.model_fields, n=1)
     return f": did you mean {near[0]!r}?" if near else "; --help lists the keys"
 
@@ -371,69 +369,3 @@ def read_yaml(path: str) -> dict[str, Any]:
             f"--config {path}: a config file holds `key: value` lines, this one holds {type(values).__name__}"
         )
     return values
-
-
-class CommandParser(argparse.ArgumentParser):
-    """argparse, but a mistake is a ConfigError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
-def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
-    """Reads `--config FILE.yaml` and `--key value` or `--key=value`; the command line beats YAML, YAML beats defaults.
-
-    Returns:
-        The Config, and whether `--debug` was given.
-
-    Raises:
-        ConfigError: an unknown key, a bad value, or an unreadable config file.
-    """
-    parser = CommandParser(
-        prog="train.py",
-        description="Fine-tunes a BERT text classifier on a table.",
-        allow_abbrev=False,
-        formatter_class=_help_formatter,
-    )
-    parser.add_argument("--config", metavar="FILE.yaml", help="read keys from a YAML file; the command line beats it")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for name, field in Config.model_fields.items():
-        default = (
-            "required"
-            if field.is_required()
-            else yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n...\n").strip()
-        )
-        optional_value: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-        parser.add_argument(
-            f"--{name}",
-            default=argparse.SUPPRESS,
-            metavar="VALUE",
-            help=f"{field.description} [{default}]".replace("%", "%%"),
-            **optional_value,
-        )
-    known, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        key = unknown[0].lstrip("-").split("=")[0]
-        raise ConfigError(f"unknown argument {unknown[0]!r}{_did_you_mean(key)}")
-    given = vars(known)
-    path, debug = given.pop("config"), given.pop("debug")
-    values = read_yaml(path) if path is not None else {}
-    origin = dict.fromkeys(values, path) | dict.fromkeys(given, "command line")
-    return make_config(
-        values | {key: None if value == "null" else value for key, value in given.items()}, origin
-    ), debug
-
-
-def _help_formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.HelpFormatter(prog, max_help_position=32)
-
-
-def from_os_error(error: OSError) -> HubtuneError:
-    """What the operating system refused, in one line."""
-    return HubtuneError(f"{error.filename or 'cannot write'}: {error.strerror or error}")
-
-
-def fail(error: HubtuneError) -> NoReturn:
-    """Ends the command with one line on standard error and the error's exit code."""
-    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {error}\n")
-    raise SystemExit(error.exit_code)

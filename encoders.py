@@ -19,7 +19,8 @@ import numpy as np
 
 from cache import build_once, build_whole, cache_directory, hash_files, hash_saved_model, size_of
 from checkpoints import Checkpoint, is_checkpoint, read_checkpoint
-from config import CommandParser, Config, DataError, HubtuneError, fail, from_os_error
+from command_line import CommandParser, fail, from_os_error
+from config import Config, DataError, HubtuneError
 from downloads import download, is_handle
 from known_encoders import DEFAULT_ENCODER, KNOWN
 from spec import EncoderPaths, EncoderSpec, full_tokenizer, read_spec

@@ -7,11 +7,11 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from config import CommandParser, Config, HubtuneError, fail, make_config
+from command_line import CommandParser, before_tensorflow
+from config import Config, make_config
 
 _COLUMNS = ("text_column", "text_pair_column", "label_column", "label_separator")
 _WIDEST = 30  # characters of a label on the screen
@@ -37,13 +37,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-if __name__ == "__main__":  # before TensorFlow loads: --help and a mistyped option answer at once
-    try:
-        GIVEN = parse_arguments(sys.argv[1:])
-    except HubtuneError as error:
-        if "--debug" in sys.argv:
-            raise
-        fail(error)
+if __name__ == "__main__":
+    GIVEN = before_tensorflow(parse_arguments)
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import CommandParser, ConfigError, DataError, HubtuneError, fail, read_yaml
+from command_line import CommandParser, before_tensorflow
+from config import ConfigError, DataError, read_yaml
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -48,13 +49,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return given
 
 
-if __name__ == "__main__":  # before TensorFlow loads: --help and a mistyped option answer at once
-    try:
-        GIVEN = parse_arguments(sys.argv[1:])
-    except HubtuneError as error:
-        if "--debug" in sys.argv:
-            raise
-        fail(error)
+if __name__ == "__main__":
+    GIVEN = before_tensorflow(parse_arguments)
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 

@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import resource
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ import absl.logging  # noqa: E402
 import tensorflow as tf  # noqa: E402  (after the environment above)
 import tf_keras  # noqa: E402
 
-from config import ConfigError, HubtuneError, fail, from_os_error  # noqa: E402
+from command_line import fail, from_os_error  # noqa: E402
+from config import ConfigError, HubtuneError  # noqa: E402
 
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _FLOAT16_GPU_CAPABILITY = (7, 0)  # tensor cores
@@ -121,6 +123,8 @@ def saving() -> Iterator[None]:
 @contextlib.contextmanager
 def mistakes_in_one_line(debug: bool, if_interrupted: str) -> Iterator[None]:
     """Runs a command: a mistake is one line on standard error and an exit code, a traceback only with `debug`."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `config.before_tensorflow` leaves it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:

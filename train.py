@@ -14,15 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config import Config, ConfigError, HubtuneError, fail, parse_command_line
+from command_line import before_tensorflow, parse_command_line
+from config import Config, ConfigError
 
-if __name__ == "__main__":  # before TensorFlow loads: --help and a mistyped key answer at once
-    try:
-        CONFIG, DEBUG = parse_command_line(sys.argv[1:])
-    except HubtuneError as error:
-        if "--debug" in sys.argv:
-            raise
-        fail(error)
+if __name__ == "__main__":
+    CONFIG, DEBUG = before_tensorflow(parse_command_line)
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from config import CommandParser, Config, DataError, HubtuneError, fail, make_config
+from command_line import CommandParser, fail
+from config import Config, DataError, HubtuneError, make_config
 
 TOOLS: dict[str, dict[str, Any]] = {
     "none": {},

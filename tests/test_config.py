@@ -11,7 +11,8 @@ import yaml
 from conftest import ROOT
 from pydantic import ValidationError
 
-from config import Config, ConfigError, make_config, parse_command_line
+from command_line import parse_command_line
+from config import Config, ConfigError, make_config
 
 
 def parse(*arguments: str) -> Config:

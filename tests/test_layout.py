@@ -10,7 +10,8 @@ from conftest import ROOT
 
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
-    "runtime": {"config"},
+    "command_line": {"config"},
+    "runtime": {"command_line", "config"},
     "table_sources": {"config"},
     "tables": {"config", "table_sources"},
     "examples": {"config", "tables"},
@@ -32,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         "bert",
         "cache",
         "checkpoints",
+        "command_line",
         "config",
         "downloads",
         "encoder_checks",
@@ -57,8 +59,20 @@ ALLOWED: dict[str, set[str]] = {
     "looks": {"curves", "data", "decision", "examples", "metrics", "plots", "results", "tasks"},
     "report": {"decision", "known_encoders", "looks", "metrics", "plots", "results", "run_directory"},
     "export": {"data", "decision", "model", "runtime", "scoring", "spec", "tasks"},
-    "predict": {"config", "data", "decision", "examples", "prediction_files", "runtime", "scoring", "tables", "tasks"},
+    "predict": {
+        "command_line",
+        "config",
+        "data",
+        "decision",
+        "examples",
+        "prediction_files",
+        "runtime",
+        "scoring",
+        "tables",
+        "tasks",
+    },
     "evaluation": {
+        "command_line",
         "config",
         "decision",
         "examples",
@@ -75,6 +89,7 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": {"config", "data", "decision", "metrics", "run_directory", "runtime", "scoring", "tasks"},
     "train": {
         "callbacks",
+        "command_line",
         "config",
         "data",
         "decision",

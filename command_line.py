@@ -1,0 +1,93 @@
+"""The command line: options in before TensorFlow loads, mistakes out in one line. Imports no TensorFlow."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from config import Config, ConfigError, HubtuneError, did_you_mean, make_config, read_yaml
+
+Parsed = TypeVar("Parsed")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse, but a mistake is a ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
+    """Reads `--config FILE.yaml` and `--key value` or `--key=value`; the command line beats YAML, YAML beats defaults.
+
+    Returns:
+        The Config, and whether `--debug` was given.
+
+    Raises:
+        ConfigError: an unknown key, a bad value, or an unreadable config file.
+    """
+    parser = CommandParser(
+        prog="train.py",
+        description="Fine-tunes a BERT text classifier on a table.",
+        allow_abbrev=False,
+        formatter_class=_help_formatter,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="read keys from a YAML file; the command line beats it")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for name, field in Config.model_fields.items():
+        default = (
+            "required"
+            if field.is_required()
+            else yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n...\n").strip()
+        )
+        optional_value: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+        parser.add_argument(
+            f"--{name}",
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=f"{field.description} [{default}]".replace("%", "%%"),
+            **optional_value,
+        )
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        key = unknown[0].lstrip("-").split("=")[0]
+        raise ConfigError(f"unknown argument {unknown[0]!r}{did_you_mean(key)}")
+    given = vars(known)
+    path, debug = given.pop("config"), given.pop("debug")
+    values = read_yaml(path) if path is not None else {}
+    origin = dict.fromkeys(values, path) | dict.fromkeys(given, "command line")
+    return make_config(
+        values | {key: None if value == "null" else value for key, value in given.items()}, origin
+    ), debug
+
+
+def before_tensorflow(parse: Callable[[list[str]], Parsed]) -> Parsed:
+    """Reads a command's options before the slow imports, so that --help and a mistake answer at once; until the command has
+    begun, Ctrl-C simply ends it."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return parse(sys.argv[1:])
+    except HubtuneError as error:
+        if "--debug" in sys.argv:
+            raise
+        fail(error)
+
+
+def _help_formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=32)
+
+
+def from_os_error(error: OSError) -> HubtuneError:
+    """What the operating system refused, in one line."""
+    return HubtuneError(f"{error.filename or 'cannot write'}: {error.strerror or error}")
+
+
+def fail(error: HubtuneError) -> NoReturn:
+    """Ends the command with one line on standard error and the error's exit code."""
+    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {error}\n")
+    raise SystemExit(error.exit_code)
