@@ -44,11 +44,12 @@ import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
 import pandas as pd
 
+from data import Tokens
 from decision import predictions_table
-from examples import note_empty_texts, read_examples, refuse_prediction_columns
+from examples import Examples, note_empty_texts, read_examples, refuse_prediction_columns
 from looks import draw_data, draw_scores
 from metrics import HEADLINE
-from predict import RowProgress, load_classifier, one_line, run_settings, training_notes
+from predict import RowProgress, TextClassifier, load_classifier, one_line, run_settings, training_notes
 from prediction_files import as_csv
 from report import Facts, write_report
 from results import score_unseen
@@ -90,15 +91,7 @@ def evaluate(
     classifier, trained = load_classifier(model), run_settings(model)
     task, decision = classifier.task, classifier.decision
     named = {key: columns.get(key) or trained.get(key) for key in _COLUMNS}
-    config = make_config({**named, "data": data, "task": task.kind, "max_seq_length": classifier.max_seq_length})
-    examples, notes = leave_unknown_labels_out(read_examples(data, config, only_scored=True), task)
-    notes = [*training_notes(classifier.directory), *notes, *note_empty_texts(examples)]
-    refuse_prediction_columns(data, examples.frame.columns, task.labels)
-    tokens = classifier.tokenize(examples.texts, examples.pairs)
-    if cut := tokens.num_cut:
-        notes.append(f"{data}: {cut:,} of {len(examples):,} texts are cut to {classifier.max_seq_length} tokens")
-    for note in notes:
-        print(f"note: {note}", flush=True)
+    examples, tokens, notes = _read(classifier, data, named)
     progress = RowProgress(0, len(examples))
     scored = {"test": score_unseen(decision, examples, classifier.logits(tokens, progress.add))}
     progress.end()
@@ -122,6 +115,21 @@ def evaluate(
     options = {"model": model, "data": data, **named}
     write_results(directory, Facts(directory.name, decision, scored, report, drawn, options, classifier.directory))
     return directory, report
+
+
+def _read(classifier: TextClassifier, data: str, named: dict[str, Any]) -> tuple[Examples, Tokens, list[str]]:
+    """The rows that can be scored, their token ids, and what there is to say of them, which is printed."""
+    task, most = classifier.task, classifier.max_seq_length
+    config = make_config({**named, "data": data, "task": task.kind, "max_seq_length": most})
+    examples, notes = leave_unknown_labels_out(read_examples(data, config, only_scored=True), task)
+    refuse_prediction_columns(data, examples.frame.columns, task.labels)
+    tokens = classifier.tokenize(examples.texts, examples.pairs)
+    notes = [*training_notes(classifier.directory), *notes, *note_empty_texts(examples)]
+    if tokens.num_cut:
+        notes.append(f"{data}: {tokens.num_cut:,} of {len(examples):,} texts are cut to {most} tokens")
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    return examples, tokens, notes
 
 
 def print_scores(kind: Kind, values: dict[str, Any]) -> None:

@@ -202,16 +202,13 @@ def run_settings(model: str | Path) -> dict[str, Any]:
 
 def training_notes(model: Path) -> list[str]:
     """What whoever uses a model should hear of how it was trained: that it was interrupted."""
-    path = model.parent / "metrics.json"
     try:
-        trained = json.loads(path.read_text(encoding="utf-8"))["train"] if path.exists() else {}
-    except (ValueError, KeyError):
-        trained = {}
-    return (
-        [f"the training of {model.parent} was interrupted after {trained['steps_run']:,} steps"]
-        if trained.get("interrupted")
-        else []
-    )
+        trained = json.loads((model.parent / "metrics.json").read_text(encoding="utf-8"))["train"]
+    except (OSError, ValueError, KeyError):  # a SavedModel outside a run
+        return []
+    if not trained["interrupted"]:
+        return []
+    return [f"the training of {model.parent} was interrupted after {trained['steps_run']:,} steps"]
 
 
 # Tables

@@ -74,6 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {
         "command_line",
         "config",
+        "data",
         "decision",
         "examples",
         "looks",
