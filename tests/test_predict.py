@@ -194,6 +194,12 @@ def test_a_pipe_is_refused_instead_of_waited_for(classifier: TextClassifier, tmp
         predict_table(classifier, str(tmp_path / "pipe.csv"), tmp_path / "out.csv", "text", None)
 
 
+def test_a_table_that_is_not_there_leaves_nothing_behind(classifier: TextClassifier, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent.csv: no such file"):
+        predict_table(classifier, str(tmp_path / "absent.csv"), tmp_path / "out.csv", "text", None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_table_with_a_prediction_column_of_its_own_is_refused(classifier: TextClassifier, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,probability\ngood,1\n")
     with pytest.raises(DataError, match="column 'probability' has the name of a prediction column; rename it"):
@@ -316,16 +322,13 @@ def test_options_that_do_not_go_together_are_refused(arguments: list[str], messa
 def test_mistakes_are_one_line_and_an_exit_code(trained: Result) -> None:
     model = str(trained.run_directory)
     for arguments, stdin, code, message in [
-        (["--model", "absent", "text"], b"", 1, "absent: no such folder"),
         (["--model", model], b"good\n\xff\n", 1, "standard input: line 2 is not UTF-8"),
-        (["--model", model, "--data", "absent.csv"], b"", 1, "absent.csv: no such file"),
         (["--model", model, "--dta", "x"], b"", 2, "unrecognized arguments: --dta"),
     ]:
         done = run_command(*arguments, stdin=stdin)
         assert done.returncode == code
         assert f"predict.py: {message}" in done.stderr.decode()
         assert b"Traceback" not in done.stderr
-    assert not os.path.exists(ROOT / "absent-predictions.csv.partial")
 
 
 def test_help_needs_no_tensorflow() -> None:
