@@ -8,6 +8,8 @@ _SCRATCH = tempfile.TemporaryDirectory(prefix="hubtune-tests-")
 os.environ["HUBTUNE_CACHE"] = os.path.join(_SCRATCH.name, "cache")
 os.environ["TFHUB_CACHE_DIR"] = os.path.join(_SCRATCH.name, "tfhub")
 os.environ["WANDB_MODE"] = "offline"
+for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(name, "1")  # tiny models gain nothing by more, and `make test` runs two processes
 for name in ("CONFIG_DIR", "CACHE_DIR", "DATA_DIR", "DIR"):
     os.environ[f"WANDB_{name}"] = os.path.join(_SCRATCH.name, "wandb")
 os.makedirs(os.environ["WANDB_DIR"])

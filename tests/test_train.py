@@ -25,6 +25,7 @@ from sklearn.metrics import (
     log_loss,
 )
 
+import runtime
 from config import Config, ConfigError, DataError, HubtuneError
 from spec import EncoderPaths
 from train import Result, train
@@ -361,9 +362,17 @@ def test_the_command_tells_a_mistake_in_one_line_without_a_traceback(
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    debugged = subprocess.run(command(*arguments, "--debug"), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_debug_shows_where_a_mistake_was_found() -> None:
+    arguments = command("--data", "x", "--epochs=0", "--debug")
+    debugged = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert debugged.returncode != 0
     assert "Traceback" in debugged.stderr
+    with pytest.raises(DataError, match="of the data"), runtime.mistakes_in_one_line(True, "nothing is kept"):
+        raise DataError("of the data")
+    with pytest.raises(SystemExit, match="1"), runtime.mistakes_in_one_line(False, "nothing is kept"):
+        raise DataError("of the data")
 
 
 def tiny_command(paths: EncoderPaths, output: Path, *options: str) -> list[str]:
