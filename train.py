@@ -6,6 +6,7 @@ Reads top to bottom as it runs: config -> examples -> token ids -> model -> fit 
 """
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -356,17 +357,11 @@ def _describe_tokens(config: Config, tokens: dict[str, Tokens]) -> None:
 
 
 def _say_where(job: Job, tracked: str | None, seconds: float) -> None:
-    pair = ', text_pair=tf.constant(["its second text"])' if job.config.text_pair_column else ""
     print(f"Done in {runtime.clock(seconds)}. Read first: {job.run_directory / 'report.html'}")
     if tracked:
         print(f"W&B: {tracked}")
-    print(
-        "Use the model:\n"
-        "  import tensorflow as tf, tensorflow_text\n"
-        f'  classify = tf.saved_model.load("{job.run_directory / "model"}").signatures["serving_default"]\n'
-        f'  classify(text=tf.constant(["your text"]){pair})',
-        flush=True,
-    )
+    texts = '"your text"' if job.config.text_pair_column is None else "--data new.csv"
+    print(f"Use the model: python predict.py --model {shlex.quote(str(job.run_directory))} {texts}", flush=True)
 
 
 def _git_commit() -> str | None:
@@ -382,7 +377,7 @@ def _git_commit() -> str | None:
 
 def main(config: Config, debug: bool) -> None:
     """Runs the command; a user's mistake is one line and an exit code, never a traceback."""
-    with runtime.mistakes_in_one_line(debug, "no model was saved"):
+    with runtime.mistakes_in_one_line(debug, "nothing more is written"):
         result = train(config)
     if result.interrupted:
         raise SystemExit(130)

@@ -432,6 +432,7 @@ def test_wandb_offline_logs_losses_metrics_and_rate_into_the_run_directory(
     assert done.returncode == 0, done.stderr
     [log] = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     assert f"W&B: wandb sync {log.parent}" in done.stdout
+    assert f'Use the model: python predict.py --model {tmp_path / "run"} "your text"' in done.stdout
     recorded = read_wandb(log)
     assert {"epoch/loss", "epoch/val_macro_f1", "epoch/learning_rate", "batch/loss", "batch/learning_rate"} <= recorded[
         "history"
