@@ -356,15 +356,20 @@ def _score_table(classifier: TextClassifier, given: argparse.Namespace) -> None:
     try:
         tally = predict_table(classifier, given.data, output, columns[0] or "text", columns[1])
     except KeyboardInterrupt:
-        done = "no rows are scored yet"
-        if os.path.exists(f"{output}.partial"):
-            done = f"what is done lies in {output}.partial; the same command goes on from there"
-        print(f"\nInterrupted: {done}", file=sys.stderr)
+        print(f"\nInterrupted: {_what_is_done(output)}", file=sys.stderr)
         raise SystemExit(130) from None
+    except OSError as error:  # a full disk, say
+        raise DataError(f"{error.filename or output}: {error.strerror or error}: {_what_is_done(output)}") from error
     notes = [f"{tally.empty:,} with an empty text, scored as such"] if tally.empty else []
     notes += [f"{tally.cut:,} cut to {classifier.max_seq_length} tokens"] if tally.cut else []
     print(f"{tally.rows:,} rows" + "".join(f"; {note}" for note in notes), file=sys.stderr)
     print(f"Done in {runtime.clock(time.monotonic() - started)}. Predictions: {output}", file=sys.stderr)
+
+
+def _what_is_done(output: Path) -> str:
+    if not os.path.exists(f"{output}.partial"):
+        return "no rows are scored yet"
+    return f"what is done lies in {output}.partial; the same command goes on from there"
 
 
 def _score_lines(classifier: TextClassifier, texts: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """predict.py: a trained model on texts, lines and tables of any size."""
 
+import errno
 import gzip
 import json
 import os
@@ -19,6 +20,7 @@ from config import ConfigError, DataError
 from decision import plain_decision
 from export import export_classifier
 from predict import TextClassifier, load_classifier, output_for, parse_arguments, predict_table, training_notes
+from prediction_files import PredictionFile
 from scoring import Scorer
 from spec import EncoderPaths
 from tables import read_table
@@ -186,6 +188,28 @@ def test_rows_of_jsonl_may_differ_in_their_keys_from_chunk_to_chunk(
     assert list(scored.columns[:3]) == ["id", "text", "late"]
     expected = classifier.predict(["good", "bad", "", "", "it"]).tolist()
     assert scored["predicted_label"].tolist() == expected
+
+
+def test_a_full_disk_is_told_with_where_the_rows_are_that_are_done(
+    trained: Result, many_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "_CHUNK_ROWS", 50)
+    write = PredictionFile.write
+    written: list[int] = []
+
+    def full(file: PredictionFile, frame: pd.DataFrame) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(file, frame)
+        written.append(len(frame))
+
+    monkeypatch.setattr(PredictionFile, "write", full)
+    out = tmp_path / "out.csv"
+    arguments = ["--model", str(trained.run_directory), "--data", str(many_rows), "--output", str(out)]
+    with pytest.raises(
+        DataError, match=f"No space left on device: what is done lies in {out}.partial; the same command"
+    ):
+        predict.main(parse_arguments(arguments))
 
 
 def test_a_pipe_is_refused_instead_of_waited_for(classifier: TextClassifier, tmp_path: Path) -> None:
