@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix_at_thresholds
 
 from config import split_threshold_metric
 from examples import prediction_columns
-from tables import NAMED
+from tables import name_rows
 from tasks import Task
 
 HALF = 0.5
@@ -194,9 +194,7 @@ def _for(task: Task, places: list[int]) -> str:
     """A few labels in words; nothing in tasks that are not multi-label."""
     if task.kind != "multilabel":
         return ""
-    named = ", ".join(repr(task.labels[place]) for place in places[:NAMED])
-    more = ", ..." if len(places) > NAMED else ""
-    return f" for {len(places):,} label{'s' if len(places) > 1 else ''} ({named}{more})"
+    return f" for {name_rows([repr(task.labels[place]) for place in places], 'label')}"
 
 
 def _folds(targets: np.ndarray) -> list[np.ndarray]:

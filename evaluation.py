@@ -60,7 +60,6 @@ from tasks import Kind, leave_unknown_labels_out
 def write_results(directory: Path, facts: Facts) -> None:
     """Writes what there is to look at into a run's or an evaluation's folder: predictions, plots/ and report.html."""
     for name, part in facts.scored.items():
-        refuse_prediction_columns(part.examples.source, part.examples.frame.columns, facts.decision.task.labels)
         predicted = predictions_table(facts.decision, facts.decision.probabilities(part.logits))
         table = pd.concat([part.examples.frame.reset_index(drop=True), predicted], axis=1)
         write_atomically(directory / f"{name}_predictions.csv", as_csv(table))
@@ -88,7 +87,8 @@ def evaluate(
     Raises:
         HubtuneError: one line on what is wrong with the model, the table or a column.
     """
-    classifier, trained = load_classifier(model), run_settings(model)
+    classifier = load_classifier(model)
+    trained = run_settings(classifier.directory)
     task, decision = classifier.task, classifier.decision
     named = {key: columns.get(key) or trained.get(key) for key in _COLUMNS}
     examples, tokens, notes = _read(classifier, data, named)

@@ -32,12 +32,8 @@ def draw_scores(decision: Decision, scored: dict[str, Scored]) -> list[plots.Plo
         drawn.append(curves.threshold_curve(task.labels[1], valid.targets, valid.probabilities[:, 1], threshold))
     before, right = events(task, shown.targets, decision.uncalibrated().probabilities(shown.logits))
     errors = shown.values["uncalibrated"]["expected_calibration_error"], shown.values["expected_calibration_error"]
-    if decision.calibrated:
-        after = events(task, shown.targets, shown.honest)[0].ravel()
-        drawn.append(plots.reliability(before.ravel(), after, right.ravel(), errors))
-    else:
-        drawn.append(plots.reliability(before.ravel(), None, right.ravel(), (errors[0], None)))
-    return drawn
+    after = events(task, shown.targets, shown.honest)[0].ravel() if decision.calibrated else None
+    return [*drawn, plots.reliability(before.ravel(), after, right.ravel(), errors)]
 
 
 def draw_data(

@@ -23,7 +23,7 @@ HEADLINE: dict[Kind, tuple[str, ...]] = {  # what is printed, first the one that
     "multiclass": ("accuracy", "macro_f1", "average_precision", "loss"),
     "multilabel": ("micro_f1", "macro_f1", "average_precision", "accuracy", "loss"),
 }
-_CALIBRATION_BINS = 15
+CALIBRATION_BINS = 15
 _MOST_RESAMPLES, _FEWEST_RESAMPLES = 1000, 200
 _CELLS = 50_000_000  # rows x labels x resamples, above which there are fewer resamples
 _RESAMPLES_AT_ONCE = 50  # so many counts of all rows are in memory
@@ -39,24 +39,41 @@ def score(task: Task, targets: np.ndarray, probabilities: np.ndarray, predicted:
     and `expected_calibration_error` are means over the labels, and `label_ranking_average_precision` is the mean over the
     rows that have a label.
     """
+    return (
+        score_decisions(task, targets, predicted)
+        | _score_ranking(task, targets, probabilities)
+        | score_probabilities(task, targets, probabilities)
+    )
+
+
+def score_decisions(task: Task, targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """The metrics of `score` that depend on what is predicted alone."""
     true, chosen = task.indicators(targets), task.indicators(predicted)
     positives = true.sum(axis=0)
-    occurs, both = positives > 0, (positives > 0) & (positives < len(true))
     scores = {"accuracy": accuracy_score(targets, predicted), **_averages(task.kind, true, chosen)}
     if task.kind == "multilabel":
         rejected = ((1 - true) * (1 - chosen)).sum(axis=0) / np.maximum(len(true) - positives, 1)
         found = (true * chosen).sum(axis=0) / np.maximum(positives, 1)
+        both = (positives > 0) & (positives < len(true))
         if both.any():
             scores["balanced_accuracy"] = (found + rejected)[both].mean() / 2
         scores["mcc"] = np.mean([_mcc(*columns) for columns in zip(true.T, chosen.T, strict=True)])
-        if (labelled := targets.any(axis=1)).any():
-            scores["label_ranking_average_precision"] = label_ranking_average_precision_score(
-                targets[labelled], probabilities[labelled]
-            )
     else:
         recall = precision_recall_fscore_support(true, chosen, average=None, zero_division=0.0)[1]
-        scores["balanced_accuracy"] = recall[occurs].mean()
+        scores["balanced_accuracy"] = recall[positives > 0].mean()
         scores["mcc"] = _mcc(targets, predicted)
+    return {name: float(value) for name, value in scores.items()}
+
+
+def _score_ranking(task: Task, targets: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """The metrics of `score` that depend on the order of the probabilities alone."""
+    true, scores = task.indicators(targets), {}
+    positives = true.sum(axis=0)
+    occurs, both = positives > 0, (positives > 0) & (positives < len(true))
+    if task.kind == "multilabel" and (labelled := targets.any(axis=1)).any():
+        scores["label_ranking_average_precision"] = label_ranking_average_precision_score(
+            targets[labelled], probabilities[labelled]
+        )
     if task.kind == "binary":
         occurs[0] = both[0] = False  # the positive label speaks for both
         if occurs.any():
@@ -66,7 +83,6 @@ def score(task: Task, targets: np.ndarray, probabilities: np.ndarray, predicted:
         scores["average_precision"] = average_precision_score(true[:, occurs], probabilities[:, occurs])
     if both.any():
         scores["roc_auc"] = roc_auc_score(true[:, both], probabilities[:, both])
-    scores |= score_probabilities(task, targets, probabilities)
     return {name: float(value) for name, value in scores.items()}
 
 
@@ -119,8 +135,8 @@ def events(task: Task, targets: np.ndarray, probabilities: np.ndarray) -> tuple[
 
 def _calibration_error(predicted: np.ndarray, right: np.ndarray) -> float:
     """Expected calibration error over 15 bins of equal width (Guo et al., arXiv:1706.04599); both [N]."""
-    bins = np.minimum((predicted * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, predicted.astype(np.float64) - right, _CALIBRATION_BINS)
+    bins = np.minimum((predicted * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, predicted.astype(np.float64) - right, CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(predicted))
 
 

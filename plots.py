@@ -19,7 +19,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-BINS = 15  # of the reliability diagram
+from metrics import CALIBRATION_BINS
+
 MOST_ANNOTATED = 15  # labels of a confusion matrix with numbers in its cells
 MOST_NAMED = 32  # labels along an axis; of more, every nth is named
 _HEADLINES = ["accuracy", "macro_f1", "micro_f1", "f1", "average_precision"]
@@ -192,13 +193,15 @@ def reliability(
     top, bottom = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
     top.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfect calibration")
     sets = {"as predicted": before} if after is None else {"before calibration": before, "after calibration": after}
-    alt = f"Observed shares by predicted probability, in {BINS} bins."
+    alt = f"Observed shares by predicted probability, in {CALIBRATION_BINS} bins."
     for i, ((name, values), error) in enumerate(zip(sets.items(), errors, strict=False)):
-        bins = np.minimum((values * BINS).astype(int), BINS - 1)
-        counts = np.bincount(bins, minlength=BINS)
-        bottom.stairs(counts, np.linspace(0, 1, BINS + 1), color=_COLOURS[i], linestyle=_LINES[i], linewidth=1.5)
+        bins = np.minimum((values * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+        counts = np.bincount(bins, minlength=CALIBRATION_BINS)
+        bottom.stairs(
+            counts, np.linspace(0, 1, CALIBRATION_BINS + 1), color=_COLOURS[i], linestyle=_LINES[i], linewidth=1.5
+        )
         rows = counts[counts > 0]
-        mean, share = (np.bincount(bins, v, BINS)[counts > 0] / rows for v in (values, right))
+        mean, share = (np.bincount(bins, v, CALIBRATION_BINS)[counts > 0] / rows for v in (values, right))
         look: Any = {"color": _COLOURS[i], "alpha": 0.8, "zorder": 3}
         top.vlines(mean, *wilson(share, rows), linewidth=1, **look)
         sizes, label = 20 + 200 * rows / rows.max(initial=1), f"{name}: expected calibration error {error:.3f}"

@@ -6,7 +6,6 @@ python predict.py --model runs/tickets-20261120-101500 --data new.csv.gz --outpu
 """
 
 import argparse
-import difflib
 import hashlib
 import itertools
 import json
@@ -64,6 +63,7 @@ from decision import Decision, predictions_table
 from examples import encodable, read_texts, refuse_missing_column, refuse_prediction_columns
 from prediction_files import PredictionFile
 from scoring import FORMAT, Scorer
+from table_sources import nearest_file
 from tables import read_chunks
 from tasks import Task
 
@@ -176,10 +176,7 @@ def find_model(model: str | Path) -> Path:
         raise DataError(f"{model}: a run without a model: its training was interrupted, failed, or still goes on")
     if directory.exists():
         raise DataError(f"{model}: neither a run directory nor a SavedModel")
-    near = difflib.get_close_matches(
-        directory.name, os.listdir(directory.parent) if directory.parent.is_dir() else [], n=1
-    )
-    raise DataError(f"{model}: no such folder" + (f": did you mean {directory.parent / near[0]}?" if near else ""))
+    raise DataError(f"{model}: no such folder{nearest_file(str(directory))}")
 
 
 def _refuse_other_format(directory: Path, saved: Any) -> None:
@@ -194,14 +191,14 @@ def _refuse_other_format(directory: Path, saved: Any) -> None:
         )
 
 
-def run_settings(model: str | Path) -> dict[str, Any]:
-    """The options that the model was trained with; empty for a SavedModel outside a run directory."""
-    config = find_model(model).parent / "config.yaml"
+def run_settings(model: Path) -> dict[str, Any]:
+    """The options that a SavedModel was trained with; empty for one outside a run directory."""
+    config = model.parent / "config.yaml"
     return read_yaml(str(config)) if config.exists() else {}
 
 
 def training_notes(model: Path) -> list[str]:
-    """What whoever uses a model should hear of how it was trained: that it was interrupted."""
+    """What whoever uses a SavedModel should hear of how it was trained: that it was interrupted."""
     try:
         trained = json.loads((model.parent / "metrics.json").read_text(encoding="utf-8"))["train"]
     except (OSError, ValueError, KeyError):  # a SavedModel outside a run
@@ -335,7 +332,7 @@ def main(given: argparse.Namespace) -> None:
     if given.data is None and not given.texts and sys.stdin.isatty():
         print("One text a line; Ctrl-D ends", file=sys.stderr)
     runtime.set_up_devices()
-    classifier = load_classifier(model)
+    classifier = TextClassifier(model)
     if given.data is not None:
         _score_table(classifier, given)
     elif classifier.takes_pairs:
@@ -349,7 +346,7 @@ def main(given: argparse.Namespace) -> None:
 
 
 def _score_table(classifier: TextClassifier, given: argparse.Namespace) -> None:
-    trained = run_settings(given.model)
+    trained = run_settings(classifier.directory)
     columns = [getattr(given, key) or trained.get(key) for key in ("text_column", "text_pair_column")]
     output = Path(given.output).expanduser() if given.output else output_for(given.data)
     started = time.monotonic()

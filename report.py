@@ -58,15 +58,11 @@ class Facts:
 
 def write_report(path: Path, facts: Facts) -> None:
     """Writes the page, its plots and styles inside, its texts escaped."""
-    shown = facts.scored[facts.shown] if facts.shown else None
-    rows = (
-        {}
-        if shown is None
-        else {
-            "The most confident mistakes": mistakes(facts.decision, shown, _SHOWN_ROWS),
-            "The least certain rows": least_certain(facts.decision, shown, _SHOWN_ROWS),
-        }
-    )
+    rows = {}
+    if facts.shown is not None:
+        shown = facts.scored[facts.shown]
+        rows["The most confident mistakes"] = mistakes(facts.decision, shown, _SHOWN_ROWS)
+        rows["The least certain rows"] = least_certain(facts.decision, shown, _SHOWN_ROWS)
     page = _TEMPLATES.get_template("report.html.jinja").render(
         **_common(facts),
         plots=[(plot, base64.b64encode(plot.png).decode()) for plot in facts.plots],

@@ -8,7 +8,7 @@ from sklearn.metrics import confusion_matrix
 
 from decision import Decision, cross_fit
 from examples import Examples
-from metrics import by_label, intervals, resample, score, score_probabilities
+from metrics import by_label, intervals, resample, score, score_decisions, score_probabilities
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _scored(
     if task.kind != "multilabel":
         values["confusion_matrix"] = confusion_matrix(targets, predicted, labels=range(len(task.labels))).tolist()
     if task.kind != "multiclass":
-        scores = score(task, targets, probabilities, at_half)
+        scores = score_decisions(task, targets, at_half)
         values["at_half"] = {
             **{name: scores[name] for name in at_half_draws},
             "intervals": intervals(at_half_draws),

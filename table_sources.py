@@ -59,7 +59,7 @@ def _open(source: str) -> IO[bytes]:
         with file:  # a named pipe
             return _spool(file)
     except FileNotFoundError:
-        raise DataError(f"{source}: no such file{_nearest_file(source)}") from None
+        raise DataError(f"{source}: no such file{nearest_file(source)}") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise _unreadable(source, error) from None
 
@@ -137,7 +137,8 @@ def _unreadable(source: str, error: Exception) -> DataError:
     return DataError(f"{source}: cannot be read ({reason})")
 
 
-def _nearest_file(source: str) -> str:
+def nearest_file(source: str) -> str:
+    """The end of a message on a path that there is not: its neighbour with the nearest name."""
     path = Path(source)
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=1)

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -284,7 +284,7 @@ _PARSERS: dict[str, _Parser] = {
 }
 
 
-def name_rows(rows: list[int], what: str = "row", count: int | None = None) -> str:
+def name_rows(rows: Sequence[object], what: str = "row", count: int | None = None) -> str:
     """A count of rows and the first few of them, as in "7 rows (3, 9, 12, 40, 41, ...)"; `count` where `rows` is not all."""
     count = len(rows) if count is None else count
     named = ", ".join(map(str, rows[:NAMED])) + (", ..." if count > NAMED else "")
