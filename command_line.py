@@ -9,9 +9,10 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from config import Config, ConfigError, HubtuneError, did_you_mean, make_config, read_yaml
+from config import Config, ConfigError, HubtuneError, did_you_mean, make_config, read_yaml, resume_config
 
 Parsed = TypeVar("Parsed")
+_NOTHING = ("null", "None")  # YAML's, and what the agents of W&B's sweeps write
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -22,13 +23,15 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
-    """Reads `--config FILE.yaml` and `--key value` or `--key=value`; the command line beats YAML, YAML beats defaults.
+    """Reads `--config FILE.yaml` and `--key value` or `--key=value`; the command line beats YAML, YAML beats defaults. With
+    `--resume` all options are the run's own.
 
     Returns:
         The Config, and whether `--debug` was given.
 
     Raises:
-        ConfigError: an unknown key, a bad value, or an unreadable config file.
+        ConfigError: an unknown key, a bad value, an unreadable config file, or another option beside `--resume`.
+        DataError: `--resume` names no run directory.
     """
     parser = CommandParser(
         prog="train.py",
@@ -58,11 +61,19 @@ def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
         raise ConfigError(f"unknown argument {unknown[0]!r}{did_you_mean(key)}")
     given = vars(known)
     path, debug = given.pop("config"), given.pop("debug")
+    given = {key: None if value in _NOTHING else value for key, value in given.items()}
+    if given.get("resume") is not None:
+        _refuse_beside_resume(["config"] * (path is not None) + list(given))
+        return resume_config(given["resume"], given.get("wandb_mode")), debug
     values = read_yaml(path) if path is not None else {}
     origin = dict.fromkeys(values, path) | dict.fromkeys(given, "command line")
-    return make_config(
-        values | {key: None if value == "null" else value for key, value in given.items()}, origin
-    ), debug
+    return make_config(values | given, origin), debug
+
+
+def _refuse_beside_resume(given: list[str]) -> None:
+    for key in given:
+        if key not in {"resume", "wandb_mode"}:
+            raise ConfigError(f"--{key} beside --resume: a training goes on with its own options; leave --{key} out")
 
 
 def before_tensorflow(parse: Callable[[list[str]], Parsed]) -> Parsed:

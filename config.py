@@ -6,6 +6,7 @@ Imports no TensorFlow, so that `--help` and a mistyped key answer at once.
 import contextlib
 import difflib
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,11 +39,21 @@ class ConfigError(HubtuneError):
     exit_code = 2
 
 
+def _list_as_text(value: Any) -> Any:
+    """A list as the agents of W&B's sweeps write it, ['a', 'b'], becomes one."""
+    if isinstance(value, str) and re.fullmatch(r"\[.*\]", value.strip()):
+        with contextlib.suppress(yaml.YAMLError):
+            return yaml.load(value, yaml.BaseLoader)
+    return value
+
+
 def _split_commas(value: Any) -> Any:
+    value = _list_as_text(value)
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _join_commas(value: Any) -> Any:
+    value = _list_as_text(value)
     if not isinstance(value, list | tuple):
         return value
     if not all(isinstance(name, str) and "," not in name for name in value):
@@ -230,14 +241,28 @@ class Config(BaseModel):
     run_name: str | None = Field(
         None, description="name of the run directory, new or empty; null: the table's name and the time"
     )
+    resume: str | None = Field(
+        None,
+        description="run directory of a training that stopped early: it goes on after its last finished epoch, with its own "
+        "options",
+    )
     wandb_mode: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="W&B logging; auto: online when logged in, else offline"
     )
     wandb_project: str = Field("hubtune", description="W&B project")
-    wandb_group: str | None = Field(None, description="W&B group that the run belongs to")
+    wandb_group: str | None = Field(
+        None, description="W&B group that the runs belong to; null: the run directory's name"
+    )
     wandb_tags: Annotated[list[str], BeforeValidator(_split_commas)] = Field(
         [], description="W&B tags, separated by commas"
     )
+    wandb_notes: str | None = Field(None, description="W&B notes: what this run is about")
+    wandb_registry: str | None = Field(
+        None,
+        description="W&B registry that an online run links its model to: registry/collection, as in models/tickets; null: none",
+    )
+    log_model: bool = Field(True, description="keep the model as a version of a W&B artifact")
+    log_examples: bool = Field(False, description="send texts to W&B too, in tables; false: row numbers alone")
 
     @field_validator("*", mode="before")
     @classmethod
@@ -333,6 +358,23 @@ def make_config(values: dict[str, Any], origin: dict[str, str] | None = None) ->
         return Config(**{key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
         raise ConfigError("; ".join(_one_line(problem, origin) for problem in error.errors())) from None
+
+
+def resume_config(directory: str, wandb_mode: str | None = None) -> Config:
+    """The options of the run in `directory`, for `train` to go on with it; None leaves its `wandb_mode` as it was.
+
+    Raises:
+        DataError: there is no run.
+        ConfigError: its config.yaml cannot be read, or holds what is not allowed.
+    """
+    path = Path(directory).expanduser() / "config.yaml"
+    if not path.is_file():
+        raise DataError(f"resume={directory}: no config.yaml is there: name the run directory of a training")
+    values = read_yaml(str(path))
+    origin = dict.fromkeys(values, str(path))
+    if wandb_mode is not None:
+        values["wandb_mode"], origin["wandb_mode"] = wandb_mode, "command line"
+    return make_config(values | {"resume": directory}, origin)
 
 
 def _one_line(problem: Any, origin: dict[str, str]) -> str:

@@ -15,13 +15,34 @@ MOST_POINTS = 1000  # of a curve
 
 
 @dataclass(frozen=True)
-class _Curve:
+class Curve:
     """A curve of one label, and the area under it."""
 
     label: str
     x: np.ndarray
     y: np.ndarray
     area: float
+
+
+def precision_recall_curves(labels: list[str], indicators: np.ndarray, probabilities: np.ndarray) -> list[Curve]:
+    """Precision by recall of each of K labels that has a row; indicators are 0 and 1, [N, K], probabilities float32 [N, K]."""
+    curves = []
+    for label, truth, scores in zip(labels, indicators.T, probabilities.T, strict=True):
+        if truth.any():
+            precision, recall, _ = metrics.precision_recall_curve(truth, scores, drop_intermediate=True)
+            precision[-1] = precision[-2]  # of no row at all, which scikit-learn takes as 1
+            curves.append(Curve(label, recall, precision, metrics.average_precision_score(truth, scores)))
+    return curves
+
+
+def roc_curves(labels: list[str], indicators: np.ndarray, probabilities: np.ndarray) -> list[Curve]:
+    """True by false positive rate of each of K labels that has rows with and without it; arguments as above."""
+    curves = []
+    for label, truth, scores in zip(labels, indicators.T, probabilities.T, strict=True):
+        if truth.any() and not truth.all():
+            wrong, right, _ = metrics.roc_curve(truth, scores)
+            curves.append(Curve(label, wrong, right, metrics.roc_auc_score(truth, scores)))
+    return curves
 
 
 @styled
@@ -32,12 +53,7 @@ def precision_recall(
 
     Binary tasks pass the positive class alone, and in `points` the thresholds to be marked, by name.
     """
-    curves = []
-    for label, truth, scores in zip(shorten_all(labels), indicators.T, probabilities.T, strict=True):
-        if truth.any():
-            precision, recall, _ = metrics.precision_recall_curve(truth, scores, drop_intermediate=True)
-            precision[-1] = precision[-2]  # of no row at all, which scikit-learn takes as 1
-            curves.append(_Curve(label, recall, precision, metrics.average_precision_score(truth, scores)))
+    curves = precision_recall_curves(shorten_all(labels), indicators, probabilities)
     figure = Figure((7.2, 4.2))
     axes = figure.subplots()
     axes.set(xlabel="recall", ylabel="precision")
@@ -60,11 +76,7 @@ def roc(
     labels: list[str], indicators: np.ndarray, probabilities: np.ndarray, points: dict[str, float] | None = None
 ) -> Plot:
     """True positive rate by false positive rate; the arguments are those of `precision_recall`."""
-    curves = []
-    for label, truth, scores in zip(shorten_all(labels), indicators.T, probabilities.T, strict=True):
-        if truth.any() and not truth.all():
-            wrong, right, _ = metrics.roc_curve(truth, scores)
-            curves.append(_Curve(label, wrong, right, metrics.roc_auc_score(truth, scores)))
+    curves = roc_curves(shorten_all(labels), indicators, probabilities)
     figure = Figure((7.2, 4.2))
     axes = figure.subplots()
     axes.set(xlabel="false positive rate", ylabel="true positive rate")
@@ -80,7 +92,7 @@ def roc(
     return Plot("roc", "ROC curve" + "s" * (len(labels) > 1), alt, figure)
 
 
-def _draw_curves(axes: Axes, curves: list[_Curve], area: str, k: int, needed: str, drawstyle: Any) -> str:
+def _draw_curves(axes: Axes, curves: list[Curve], area: str, k: int, needed: str, drawstyle: Any) -> str:
     """Draws the curves of K labels, of many the best and the worst in colours, and says in words what they show."""
     curves = sorted(curves, key=lambda curve: -curve.area)
     grey = curves[3:-3] if len(curves) > MOST_CURVES else []
@@ -116,12 +128,12 @@ def _legend_beside(axes: Axes, title: str | None = None) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), alignment="left", title=title)
 
 
-def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most MOST_POINTS points of a curve, evenly along its length, with both ends."""
-    if len(x) <= MOST_POINTS:
+def thin(x: np.ndarray, y: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """At most `most` points of a curve, evenly along its length, with both ends."""
+    if len(x) <= most:
         return x, y
     length = np.cumsum(np.hypot(np.diff(x, prepend=x[0]), np.diff(y, prepend=y[0])))
-    keep = np.unique(np.searchsorted(length, np.linspace(0, length[-1], MOST_POINTS)))
+    keep = np.unique(np.searchsorted(length, np.linspace(0, length[-1], most)))
     return x[keep], y[keep]
 
 

@@ -5,10 +5,11 @@ Row order in is row order out: `score_batches` carries each row's place, so that
 
 import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -105,35 +106,62 @@ def pack(preprocessor: Any, segments: list[tf.Tensor], max_seq_length: int) -> t
 
 
 def train_batches(
-    tokens: Tokens, targets: np.ndarray, batch_size: int, seed: int, draws: np.ndarray | None = None
+    tokens: Tokens,
+    targets: np.ndarray,
+    batch_size: int,
+    seed: int,
+    draws: np.ndarray | None = None,
+    first_epoch: int = 0,
 ) -> tf.data.Dataset:
-    """Endless epochs of `(inputs, targets)` batches, `num_batches(rows, batch_size)` of them each.
+    """Endless `(inputs, targets)` batches, those of `epoch_batches` of `first_epoch`, counted from 0, and all that follow."""
+
+    def epochs() -> Iterator[np.ndarray]:
+        for epoch in itertools.count(first_epoch):
+            yield from epoch_batches(tokens.lengths, batch_size, seed, epoch, draws)
+
+    return _padded(epochs, tokens).map(lambda rows, inputs: (inputs, tf.gather(targets, rows)))
+
+
+def epoch_batches(
+    lengths: np.ndarray, batch_size: int, seed: int, epoch: int, draws: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Row numbers of each batch of one epoch, counted from 0; `lengths` are the tokens of the N rows, int [N].
 
     Every epoch is newly shuffled. It holds every row once; or, with `draws`, row i `draws[i]` times on average, rounded up
     or down anew each epoch, and `rows_per_epoch(draws)` in all. Rows of similar length share a batch, because a batch is as
     long as its longest row: the shuffled rows are sorted by length within pools of 64 batches, and the batches shuffled
     again.
     """
-    draws = np.ones(len(tokens)) if draws is None else draws
+    random = np.random.default_rng([_SHUFFLE_STREAM, seed, epoch])
+    rows = random.permutation(_draw(np.ones(len(lengths)) if draws is None else draws, random))
+    pool = _POOL_BATCHES * batch_size
+    for start in range(0, len(rows), pool):
+        part = rows[start : start + pool]
+        rows[start : start + pool] = part[np.argsort(lengths[part], kind="stable")]
+    batches = random.permutation(num_batches(len(rows), batch_size))
+    return [rows[batch * batch_size : (batch + 1) * batch_size] for batch in batches]
 
-    def epochs() -> Iterator[np.ndarray]:
-        epoch, lengths = 0, tokens.lengths
-        while True:
-            random = np.random.default_rng([_SHUFFLE_STREAM, seed, epoch])
-            rows = random.permutation(_draw(draws, random))
-            pool = _POOL_BATCHES * batch_size
-            for start in range(0, len(rows), pool):
-                part = rows[start : start + pool]
-                rows[start : start + pool] = part[np.argsort(lengths[part], kind="stable")]
-            for batch in random.permutation(num_batches(len(rows), batch_size)):
-                yield rows[batch * batch_size : (batch + 1) * batch_size]
-            epoch += 1
 
-    return _padded(epochs, tokens).map(lambda rows, inputs: (inputs, tf.gather(targets, rows)))
+class BatchSizes(NamedTuple):
+    """What each of some batches holds: rows, real tokens, and places for tokens with the padding, int [batches] each."""
+
+    rows: np.ndarray
+    tokens: np.ndarray
+    places: np.ndarray
+
+
+def batch_sizes(lengths: np.ndarray, batches: list[np.ndarray]) -> BatchSizes:
+    """What batches hold of texts that have `lengths` tokens, int [N].
+
+    Example: a batch of two texts with 3 and 5 tokens -> 2 rows, 8 tokens, 10 places.
+    """
+    held = [lengths[rows] for rows in batches]
+    columns = ([len(part), part.sum(), len(part) * part.max()] for part in held)
+    return BatchSizes(*np.array(list(columns)).T)
 
 
 def rows_per_epoch(draws: np.ndarray) -> int:
-    """Rows in an epoch of `train_batches` with these draws."""
+    """Rows in one of the `epoch_batches` with these draws."""
     return round(float(draws.sum()))
 
 

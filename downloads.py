@@ -1,6 +1,7 @@
-"""Handles -> local folders: TF-Hub and other URLs by tensorflow_hub, Kaggle by kagglehub, Hugging Face by huggingface_hub.
+"""Handles -> local folders: TF-Hub and other URLs by tensorflow_hub, Kaggle by kagglehub, Hugging Face by huggingface_hub,
+W&B by wandb.
 
-Each library keeps and shares its own cache; TensorFlow loads only for a URL.
+Each library keeps and shares its own cache, but W&B's models lie in ours; TensorFlow loads only for a URL.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cache import cache_directory
+from cache import build_once, cache_directory
 from config import DataError
 
 _TRIES = 3
@@ -28,12 +29,16 @@ _KAGGLE = re.compile(
     r"(/variations)?/(?P<variation>[\w.-]+)((/versions)?/(?P<version>\d+))?/?",
     re.IGNORECASE,
 )
+_WANDB = re.compile(
+    r"wandb:(?P<entity>[^/:\s]+)/(?P<project>[^/:\s]+)/(?P<name>[\w.-]+)(:(?P<alias>[^/:\s]+))?", re.ASCII
+)
+_WANDB_VERSION = re.compile(r"v\d+")
 _TF_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*){1,2}/\d+")
 
 
 def is_handle(source: str) -> bool:
     """Whether `source` is something to download; an existing path of the same spelling goes first."""
-    if "://" in source or source.startswith("hf:"):
+    if "://" in source or source.startswith(("hf:", "wandb:")):
         return True
     return not os.path.exists(os.path.expanduser(source)) and bool(
         _TF_HUB.fullmatch(source) or _KAGGLE.fullmatch(source)
@@ -43,7 +48,8 @@ def is_handle(source: str) -> bool:
 def download(key: str, handle: str) -> str:
     """Downloads what a handle names, unless it is cached, and returns the local folder.
 
-    `hf:org/name[@revision]` comes from Hugging Face, `owner/model/framework/variation[/version]` and Kaggle's own addresses
+    `wandb:entity/project/name[:alias]` is a model that W&B keeps, by default its `latest`. `hf:org/name[@revision]` comes from
+    Hugging Face, `owner/model/framework/variation[/version]` and Kaggle's own addresses
     from Kaggle, `owner/name/version` from tfhub.dev, and any URL from there, with TF-Hub's protocol.
 
     Args:
@@ -52,6 +58,9 @@ def download(key: str, handle: str) -> str:
     Raises:
         DataError: after three tries it did not come.
     """
+    if handle.startswith("wandb:"):
+        version = split_wandb(key, handle)
+        return _retried(key, handle, lambda: _from_wandb(**version))
     if handle.startswith("hf:"):
         found = _HUGGING_FACE.fullmatch(handle)
         if not found:
@@ -62,6 +71,20 @@ def download(key: str, handle: str) -> str:
         parts = [kaggle["name"], kaggle["framework"], kaggle["variation"], kaggle["version"]]
         return _retried(key, handle, lambda: _from_kaggle("/".join(part for part in parts if part)))
     return _retried(key, handle, lambda: _from_url(handle if "://" in handle else f"https://tfhub.dev/{handle}"))
+
+
+def split_wandb(key: str, handle: str) -> dict[str, str]:
+    """Entity, project, name and alias of "wandb:entity/project/name:alias".
+
+    Raises:
+        DataError: it has another form.
+    """
+    found = _WANDB.fullmatch(handle)
+    if not found:
+        raise DataError(
+            f"{key}={handle}: expected wandb:entity/project/name:alias, as in wandb:team/hubtune/tickets-model:best"
+        )
+    return {**found.groupdict(), "alias": found["alias"] or "latest"}
 
 
 def _retried(key: str, handle: str, fetch: Callable[[], str]) -> str:
@@ -75,7 +98,7 @@ def _retried(key: str, handle: str, fetch: Callable[[], str]) -> str:
                 raise DataError(
                     f"{key}={handle}: cannot be stored ({reason}); make room there, or move the cache"
                 ) from error
-            if attempt == _TRIES or status in _NO_RETRY:
+            if attempt == _TRIES or status in _NO_RETRY or isinstance(error, PermissionError):
                 missing = "" if "://" in handle or handle.startswith("hf:") else "no such folder, and as a handle it "
                 raise DataError(
                     f"{key}={handle}: {missing}cannot be downloaded ({reason}); {_remedy(handle, status)}"
@@ -91,6 +114,8 @@ def _status(error: Exception) -> int | None:
 
 
 def _remedy(handle: str, status: int | None) -> str:
+    if handle.startswith("wandb:"):
+        return "check entity, project, name and alias, log in with `wandb login`, or give the run directory"
     if handle.startswith("hf:"):
         login = "check the name and the network, log in with `hf auth login` where it is private or gated"
     elif status in {401, 403} or "kaggle" in handle or "://" not in handle:
@@ -110,6 +135,27 @@ def _from_kaggle(handle: str) -> str:
     import kagglehub
 
     return str(kagglehub.model_download(handle))
+
+
+def _from_wandb(entity: str, project: str, name: str, alias: str) -> str:
+    """Downloads a version once; a version that is named by its number and is here needs no network."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    def folder(version: str) -> str:
+        return os.path.join("wandb", entity, project, f"{name}-{version}")
+
+    if _WANDB_VERSION.fullmatch(alias) and (cache_directory() / folder(alias)).is_dir():
+        return str(cache_directory() / folder(alias))
+    if not wandb.login(prompt=False, verify=False):
+        raise PermissionError("nobody is logged in to W&B here")
+    artifact = wandb.Api(timeout=int(_SILENCE)).artifact(f"{entity}/{project}/{name}:{alias}", type="model")
+
+    def fetch(directory: str) -> None:
+        artifact.download(root=directory, skip_cache=True)
+        artifact.verify(root=directory)
+
+    return build_once(folder(artifact.version), fetch)
 
 
 def _from_url(url: str) -> str:

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,18 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="evaluation.py", description="Scores a trained model on a table with labels.", allow_abbrev=False
     )
-    parser.add_argument("--model", required=True, help="run directory, or SavedModel that train.py wrote")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="run directory, SavedModel that train.py wrote, or wandb:entity/project/name:alias",
+    )
     parser.add_argument("--data", required=True, metavar="FILE", help="table with texts and labels")
     for key in _COLUMNS:
         parser.add_argument(f"--{key}", help=f"{Config.model_fields[key].description} [as in training]")
     parser.add_argument(
         "--output_dir", metavar="DIR", help="folder for the results [evaluations in the run directory, or here]"
     )
+    parser.add_argument("--wandb_mode", help="auto, online, offline or disabled [as in training]")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(arguments)
 
@@ -44,8 +50,11 @@ import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
 import pandas as pd
 
+import artifacts
+import dashboard
 from data import Tokens
 from decision import predictions_table
+from downloads import split_wandb
 from examples import Examples, note_empty_texts, read_examples, refuse_prediction_columns
 from looks import draw_data, draw_scores
 from metrics import HEADLINE
@@ -55,6 +64,7 @@ from report import Facts, write_report
 from results import score_unseen
 from run_directory import claim_dated_directory, write_atomically
 from tasks import Kind, leave_unknown_labels_out
+from tracking import NoRun, choose_mode, start_run
 
 
 def write_results(directory: Path, facts: Facts) -> None:
@@ -70,15 +80,17 @@ def write_results(directory: Path, facts: Facts) -> None:
 
 
 def evaluate(
-    model: str, data: str, output_dir: str | None = None, **columns: str | None
+    model: str, data: str, output_dir: str | None = None, wandb_mode: str | None = None, **columns: str | None
 ) -> tuple[Path, dict[str, Any]]:
-    """Scores a trained model on a table with labels and writes predictions, metrics.json, plots/ and report.html.
+    """Scores a trained model on a table with labels and writes predictions, metrics.json, plots/ and report.html, and a W&B run
+    in the group of its training.
 
     Args:
-        model: run directory or SavedModel.
+        model: run directory, SavedModel, or "wandb:entity/project/name:alias".
         data: table as `Config.data`.
         output_dir: folder in which the results get one of their own; None: `evaluations` in the run directory, or in the
-            working directory for a SavedModel without one.
+            working directory for a model without one of its own.
+        wandb_mode: as `Config.wandb_mode`; None: as in training.
         columns: `text_column`, `text_pair_column`, `label_column`, `label_separator`; None: as in training.
 
     Returns:
@@ -89,6 +101,8 @@ def evaluate(
     """
     classifier = load_classifier(model)
     trained = run_settings(classifier.directory)
+    tracked = _tracked(model, classifier.directory, trained, wandb_mode)
+    mode = choose_mode(tracked)
     task, decision = classifier.task, classifier.decision
     named = {key: columns.get(key) or trained.get(key) for key in _COLUMNS}
     examples, tokens, notes = _read(classifier, data, named)
@@ -107,14 +121,65 @@ def evaluate(
         "environment": runtime.versions(),
         "notes": notes,
     }
-    parent = Path(output_dir or (classifier.directory.parent if trained else Path()) / "evaluations").expanduser()
+    own = trained and not model.startswith("wandb:")
+    parent = Path(output_dir or (classifier.directory.parent if own else Path()) / "evaluations").expanduser()
     directory = claim_dated_directory(parent, data)
     write_atomically(directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     drawn = draw_scores(decision, scored)
     drawn += draw_data(task, {"test": examples}, {"test": tokens}, classifier.max_seq_length)
     options = {"model": model, "data": data, **named}
-    write_results(directory, Facts(directory.name, decision, scored, report, drawn, options, classifier.directory))
+    facts = Facts(directory.name, decision, scored, report, drawn, options, classifier.directory)
+    write_results(directory, facts)
+    more = {"evaluated": data, "environment": report["environment"]}
+    with start_run(tracked, directory, mode, more, "evaluate", entity=_reference(model).get("entity")) as run:
+        saved = classifier.directory.parent
+        if trained:
+            run.uses(lambda: artifacts.model(saved, _reference(model).get("name")))
+        log_evaluation(run, directory, facts, {data: examples.identity()}, tracked.log_examples)
+    for line in run.where():
+        print(f"W&B: {line}")
     return directory, report
+
+
+def log_evaluation(run: NoRun, directory: Path, facts: Facts, tables: dict[str, dict[str, Any]], texts: bool) -> None:
+    """Logs what a dashboard shows of scores: numbers, charts, tables, the pictures in `directory`, and the tables used."""
+    for source, identity in tables.items():
+        run.uses(functools.partial(artifacts.dataset, source, identity))
+    run.log(
+        lambda: {
+            **numbers(facts.metrics, *facts.scored),
+            **dashboard.scores(facts.decision, facts.scored, texts),
+            **dashboard.pictures(directory, facts.plots),
+        }
+    )
+
+
+def numbers(report: dict[str, Any], *parts: str) -> dict[str, float]:
+    """The numbers of some parts of metrics.json, as in "test/macro_f1"."""
+    return {
+        f"{part}/{name}": value
+        for part in parts
+        for name, value in report.get(part, {}).items()
+        if isinstance(value, int | float)
+    }
+
+
+def _tracked(model: str, saved: Path, trained: dict[str, Any], wandb_mode: str | None) -> Config:
+    """The options of the model's training, for the W&B run of its evaluation: in the training's project and group."""
+    options = {key: value for key, value in trained.items() if key in Config.model_fields} or {"data": "-"}
+    if trained:
+        named = json.loads((saved.parent / "metrics.json").read_text(encoding="utf-8")).get("run_name")
+        options["wandb_group"] = trained.get("wandb_group") or named
+    if "project" in _reference(model):
+        options["wandb_project"] = _reference(model)["project"]
+    return make_config(options | {"wandb_mode": wandb_mode or options.get("wandb_mode")})
+
+
+def _reference(model: str) -> dict[str, str]:
+    """Entity, project, name and alias of a model that W&B keeps, unless it is in the registry, which has no runs."""
+    if not model.startswith("wandb:") or "/wandb-registry-" in model:
+        return {}
+    return split_wandb("model", model)
 
 
 def _read(classifier: TextClassifier, data: str, named: dict[str, Any]) -> tuple[Examples, Tokens, list[str]]:
@@ -151,6 +216,6 @@ if __name__ == "__main__":
     with runtime.mistakes_in_one_line(GIVEN.debug, "nothing is written"):
         runtime.set_up_devices()
         columns = {key: getattr(GIVEN, key) for key in _COLUMNS}
-        DIRECTORY, REPORT = evaluate(GIVEN.model, GIVEN.data, GIVEN.output_dir, **columns)
+        DIRECTORY, REPORT = evaluate(GIVEN.model, GIVEN.data, GIVEN.output_dir, GIVEN.wandb_mode, **columns)
         print_scores(REPORT["task"], REPORT["test"])
         print(f"Read first: {DIRECTORY / 'report.html'}")

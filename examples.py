@@ -5,6 +5,8 @@ the rows named; of labels only blanks around separated ones and the ".0" of whol
 """
 
 import difflib
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -46,6 +48,18 @@ class Examples:
             [self.labels[i] for i in chosen],
             [self.rows[i] for i in chosen],
         )
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these examples from others and says nothing of their texts: rows, columns and fingerprint."""
+        return {"rows": len(self), "columns": [str(name) for name in self.frame.columns], "sha256": self.fingerprint()}
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of texts, second texts and labels in their order: all that a model sees of the rows."""
+        digest = hashlib.sha256()
+        pairs: list[Any] = [None] * len(self) if self.pairs is None else self.pairs
+        for row in zip(self.texts, pairs, self.labels, strict=True):
+            digest.update(json.dumps(row).encode() + b"\n")
+        return digest.hexdigest()
 
 
 def read_examples(source: str, config: Config, only_scored: bool = False) -> Examples:

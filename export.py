@@ -25,7 +25,7 @@ def export_classifier(classifier: Classifier, directory: str, decision: Decision
 
     The loaded model's `logits` takes the encoder's inputs and `preprocessor` makes them, so that many texts can be scored
     by length; `temperature` and `threshold` are as in `Decision`. Written under a temporary name and renamed, so that
-    `directory` is whole or absent.
+    `directory` is whole or absent; an earlier model there makes way when the new one is ready.
     """
     module = tf.Module()
     module.weights = classifier.token_model.variables
@@ -61,13 +61,17 @@ def export_classifier(classifier: Classifier, directory: str, decision: Decision
     spec = classifier.encoder.spec
     if spec is None:  # so that another training can go on from it
         module.encoder = classifier.encoder.layer.resolved_object
-    temporary = f"{directory}.tmp"
+    temporary, earlier = f"{directory}.tmp", f"{directory}.old"
     shutil.rmtree(temporary, ignore_errors=True)
     with runtime.quiet():
         tf.saved_model.save(module, temporary, signatures={"serving_default": serve})
     if spec is not None:
         write_spec(temporary, spec)
+    if os.path.exists(directory):
+        shutil.rmtree(earlier, ignore_errors=True)
+        os.rename(directory, earlier)
     os.rename(temporary, directory)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _probabilities(task: Task, logits: tf.Tensor) -> tf.Tensor:

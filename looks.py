@@ -41,16 +41,19 @@ def draw_data(
 ) -> list[plots.Plot]:
     """The looks at the data: rows by label, and the lengths of the texts."""
     counts = {name: task.indicators(task.targets(part.labels)).sum(axis=0).astype(int) for name, part in parts.items()}
-    lengths = {name: _lengths(part, tokens[name]) for name, part in parts.items()}
+    lengths = {
+        name: plots.TextLengths(**word_lengths(part), tokens=tokens[name].uncut_lengths) for name, part in parts.items()
+    }
     return [plots.label_distribution(task.labels, counts), plots.text_lengths(lengths, max_seq_length)]
 
 
-def _lengths(part: Examples, tokens: Tokens) -> plots.TextLengths:
+def word_lengths(part: Examples) -> dict[str, np.ndarray]:
+    """Words and characters of each text, or of the two of a pair together, int [N] each."""
     texts = part.texts if part.pairs is None else [" ".join(pair) for pair in zip(part.texts, part.pairs, strict=True)]
-    words, characters = (
-        np.array([measure(text) for text in texts]) for measure in (lambda text: len(text.split()), len)
-    )
-    return plots.TextLengths(words, characters, tokens.uncut_lengths)
+    return {
+        "words": np.array([len(text.split()) for text in texts]),
+        "characters": np.array([len(text) for text in texts]),
+    }
 
 
 def mistakes(decision: Decision, scored: Scored, most: int) -> pd.DataFrame:

@@ -268,6 +268,23 @@ def compile_classifier(
     classifier.training_model.compile(optimizer=optimizer, loss=loss, metrics=[exact_match(kind)])
 
 
+def rate_groups(config: Config, classifier: Classifier) -> dict[str, float]:
+    """Factor on the learning rate of each group of weights that is trained: head and encoder, or with layer_decay its layers."""
+    factor, groups = _rate_factor(config, classifier.encoder.spec), {}
+    for variable in classifier.training_model.trainable_variables:
+        groups[_group(variable.name, config)] = factor(variable.name)
+    return groups
+
+
+def _group(name: str, config: Config) -> str:
+    if name.startswith(_HEAD_LAYERS):
+        return "head"
+    if config.layer_decay == 1.0:
+        return "encoder"
+    number = layer_number(name)
+    return "embeddings" if is_embedding(name) else "pooler" if number is None else f"layer_{number}"
+
+
 def _rate_factor(config: Config, spec: EncoderSpec | None) -> Callable[[str], float]:
     """Factor on the learning rate by a variable's name: 1 for the head, less for the encoder, still less for lower layers.
 

@@ -29,7 +29,11 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """
     parser = CommandParser(prog="predict.py", description="Scores texts with a trained model.", allow_abbrev=False)
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to score; none: the lines of standard input")
-    parser.add_argument("--model", required=True, help="run directory, or SavedModel that train.py wrote")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="run directory, SavedModel that train.py wrote, or wandb:entity/project/name:alias",
+    )
     parser.add_argument("--data", metavar="FILE", help="table to score: CSV, TSV, JSONL, Parquet, plain or compressed")
     parser.add_argument(
         "--output",
@@ -60,6 +64,7 @@ import tensorflow_text  # noqa: F401  (registers the tokenizer's ops)
 
 from data import Tokens, pack, tokenize
 from decision import Decision, predictions_table
+from downloads import download
 from examples import encodable, read_texts, refuse_missing_column, refuse_prediction_columns
 from prediction_files import PredictionFile
 from scoring import FORMAT, Scorer
@@ -154,7 +159,7 @@ def _checked(texts: Iterable[str]) -> list[str]:
 
 
 def load_classifier(model: str | Path) -> TextClassifier:
-    """Loads a classifier from a run directory or from the SavedModel in it.
+    """Loads a classifier from a run directory, from the SavedModel in it, or from W&B: "wandb:entity/project/name:alias".
 
     Raises:
         DataError: there is none, or another version of hubtune wrote it.
@@ -163,11 +168,13 @@ def load_classifier(model: str | Path) -> TextClassifier:
 
 
 def find_model(model: str | Path) -> Path:
-    """The SavedModel of a run directory, or the one that is named.
+    """The SavedModel of a run directory or of a model that W&B keeps, or the one that is named.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it does not come.
     """
+    if str(model).startswith("wandb:"):
+        model = download("model", str(model))
     directory = Path(model).expanduser()
     for candidate in (directory, directory / "model"):
         if (candidate / "saved_model.pb").exists():

@@ -117,7 +117,7 @@ def saving() -> Iterator[None]:
         with quiet():
             yield
     except tf.errors.OpError as error:  # a full disk, say
-        raise OSError(" ".join(error.message.split())[-150:]) from error
+        raise OSError(_without_names(error.message)[-150:]) from error
 
 
 @contextlib.contextmanager
@@ -141,12 +141,17 @@ def _explain(error: Exception) -> HubtuneError:
         return error
     if isinstance(error, OSError):
         return from_os_error(error)
-    reason = " ".join(re.sub(r"\{\{.*?\}\}", "", str(error)).split())
+    reason = _without_names(str(error))
     if "No space left" in reason:
         return HubtuneError(f"the disk is full: make room or choose another folder ({reason[:200]})")
     if isinstance(error, tf.errors.ResourceExhaustedError):
         return HubtuneError(f"out of memory: lower batch_size or max_seq_length ({reason[:200]})")
     return HubtuneError(f"TensorFlow stopped: {reason[:200]}; --debug shows where")
+
+
+def _without_names(message: str) -> str:
+    """A message of TensorFlow in one line, without its names of nodes and operations."""
+    return " ".join(re.sub(r"\{\{.*?\}\}|\[Op:\w+\]", "", message).split())
 
 
 def set_seed(seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.model_selection import train_test_split
@@ -24,6 +25,7 @@ class Splits:
     task: Task
     reason: str
     notes: list[str]
+    tables: dict[str, dict[str, Any]]  # the identity of each table, by its path or URL
 
     @property
     def parts(self) -> dict[str, Examples]:
@@ -57,7 +59,9 @@ def load_splits(config: Config) -> Splits:
     if test is not None:
         test, unknown = leave_unknown_labels_out(test, task)
         notes.extend([*unknown, *note_empty_texts(test)])
-    splits = Splits(train, valid, test, task, reason, notes)
+    given = [table, *([valid] if valid and config.valid_data else []), *([test] if test else [])]
+    identities = {each.source: each.identity() for each in given}
+    splits = Splits(train, valid, test, task, reason, notes, identities)
     for part in (valid, test):
         if part is not None:
             refuse_prediction_columns(part.source, part.frame.columns, task.labels)

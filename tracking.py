@@ -1,40 +1,47 @@
-"""W&B: one run per training, online when somebody is logged in, offline otherwise, and never a question asked.
+"""W&B: the runs of a training, online when somebody is logged in, offline otherwise; never a question, never the end of a job.
 
-No texts are sent: metrics, the configuration (which names files and columns) and the environment only.
+A training is three runs of one group, by `job_type`: `train`, `save` and `evaluate`. Under a sweep's agent, and where a run is
+open already, it is that one run. What W&B, its server or a full disk refuse is said in one line, and the job goes on.
 """
 
+import contextlib
+import json
 import os
-
-import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
-
+import secrets
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-os.environ.setdefault("WANDB_SILENT", "true")  # our own lines say where the run is
-
 import wandb
-from wandb.integration.keras import WandbMetricsLogger
 
 from config import Config, ConfigError
+from portable import SYNC_SCRIPT, last_value, make_portable, write_sync_script
+from run_directory import write_atomically
+from wandb_callback import WandbCallback, reason, tell
 
-_LOG_EVERY = 10  # steps
+_INIT_SECONDS = 30
+_FINISH_SECONDS = 120  # for what is not uploaded at a run's end
+_NEVER_GIVE_UP = 1_000_000  # tries
+_STAGE = "WANDB_DATA_DIR"
+_SLOWEST = 250_000  # bytes a second of an upload that is still waited for
 Mode = Literal["online", "offline", "disabled"]
+Job = Literal["train", "save", "evaluate"]
 
 
-class WandbCallback(WandbMetricsLogger):
-    """Logs loss, metrics and learning rate: every 10 steps under `batch/`, and after every epoch under `epoch/`."""
+@dataclass
+class _About:
+    """What the runs of one job's directory have in common. `mode` turns to offline when W&B is lost."""
 
-    def __init__(self) -> None:
-        super().__init__(log_freq=_LOG_EVERY)
-        # The base class sets the axis of the one or the other; here both are logged.
-        wandb.define_metric("epoch/epoch")
-        wandb.define_metric("epoch/*", step_metric="epoch/epoch")
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.global_step += 1  # the base class counts from 0 in every epoch
-        if self.global_step % _LOG_EVERY == 0:
-            values = {f"batch/{name}": value for name, value in (logs or {}).items()}
-            wandb.log({**values, "batch/learning_rate": self._get_lr(), "batch/batch_step": self.global_step})
+    config: Config
+    directory: Path
+    mode: Mode
+    facts: dict[str, Any]  # beside the options
+    resumed: bool
+    entity: str | None
+    users_stage: str | None  # WANDB_DATA_DIR as it was
 
 
 class NoRun:
@@ -46,50 +53,163 @@ class NoRun:
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
         self.finish(failed=kind is not None)
 
-    def callbacks(self) -> list[Any]:
-        """Keras callbacks that log the training."""
+    def job(self, job_type: Job) -> "NoRun":
+        """The run of another job of the same group."""
+        return NoRun()
+
+    def callbacks(self, **arguments: Any) -> list[Any]:
+        """Keras callbacks that log the training; the arguments are WandbCallback's."""
         return []
+
+    def log(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Logs numbers, plots and tables."""
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Records the run's final numbers."""
 
+    def uses(self, make: Callable[[], wandb.Artifact]) -> None:
+        """Names an artifact that goes into the run: the server's version of the same content, or else a new one."""
+
+    def logs(self, make: Callable[[], wandb.Artifact], after: Callable[[wandb.Artifact], None] | None = None) -> None:
+        """Keeps an artifact that comes out of the run; online, `after` gets it once the server has it."""
+
     def finish(self, failed: bool = False) -> None:
         """Closes the run."""
 
-    def where(self) -> str | None:
-        """Where to look at the run, in words."""
-        return None
+    def where(self) -> list[str]:
+        """Where to look at the run, and how to upload what is not uploaded."""
+        return []
 
 
 class WandbRun(NoRun):
-    """A W&B run whose files lie in the run directory."""
+    """A W&B run whose files lie in the directory of its job.
 
-    def __init__(self, config: Config, run_directory: Path, mode: Mode) -> None:
-        self._run = wandb.init(
-            project=config.wandb_project,
-            group=config.wandb_group,
-            tags=config.wandb_tags,
-            name=run_directory.name,
-            job_type="train",
-            dir=run_directory,
-            mode=mode,
-            config=config.model_dump(),
-            settings=wandb.Settings(console="off", silent=True, init_timeout=30),  # what is printed could hold texts
-        )
+    What an online run cannot send is lost but for numbers: W&B's file of the run holds no artifacts, nor those of its tables.
+    So all of that is done once more in an offline part of the run as soon as the server fails.
+    """
 
-    def callbacks(self) -> list[Any]:
-        return [WandbCallback()]
+    def __init__(self, about: _About, run: Any, job_type: Job, owned: bool) -> None:
+        self._about, self._run, self._job_type, self._owned = about, run, job_type, owned
+        self._done: list[Callable[[Any], object]] = []  # online, and again offline when the server fails
+        self._offline_part: Any = None
+        self._unsent = False
+
+    def job(self, job_type: Job) -> NoRun:
+        if not self._owned or _in_a_sweep():
+            return WandbRun(self._about, self._run, job_type, owned=False)
+        return WandbRun(self._about, _open(self._about, job_type), job_type, owned=True)
+
+    def callbacks(self, **arguments: Any) -> list[Any]:
+        logged = last_value(self._about.directory, self._run.id, "batch/batch_step") if self._about.resumed else 0
+        return [WandbCallback(**arguments, logged_steps=int(logged))]
+
+    def log(self, make: Callable[[], dict[str, Any]]) -> None:
+        self._do("plots and tables", lambda run: run.log(make()))
 
     def summarize(self, values: dict[str, Any]) -> None:
-        self._run.summary.update(values)
+        self._do("the summary", lambda run: run.summary.update(values))
+
+    def uses(self, make: Callable[[], wandb.Artifact]) -> None:
+        self._do("an artifact", lambda run: _use_artifact(run, make()))
+
+    def logs(self, make: Callable[[], wandb.Artifact], after: Callable[[wandb.Artifact], None] | None = None) -> None:
+        kept: list[wandb.Artifact] = []
+        self._do("an artifact", lambda run: kept.append(_log_artifact(run, make())))
+        if kept and after and not self._run.offline and self._offline_part is None:
+            with _told("the versions are not settled"):
+                after(kept[0])
+
+    def _do(self, what: str, action: Callable[[Any], object]) -> None:
+        with _told(f"{what} cannot be logged"):
+            if self._offline_part is not None or self._run.offline:
+                action(self._offline_part or self._run)
+                return
+            self._done.append(action)
+            try:
+                action(self._run)
+            except Exception as error:  # W&B's and those of its network libraries
+                self._go_offline(error)
+
+    def _go_offline(self, error: Exception) -> None:
+        _lost(self._about, error)
+        self._offline_part = _init(self._about, self._job_type, run_id=self._run.id)
+        for action in self._done:
+            with _told("a part of the run cannot be kept offline"):
+                action(self._offline_part)
 
     def finish(self, failed: bool = False) -> None:
-        self._run.finish(exit_code=int(failed))
+        if not self._owned:
+            return
+        try:
+            with _told("the run is not complete"):
+                self._close(int(failed))
+        finally:
+            if wandb.run is None:  # it was the last of the job's runs
+                os.environ.pop(_STAGE)
+                os.environ |= {} if self._about.users_stage is None else {_STAGE: self._about.users_stage}
+            with _told("the run's files are not portable"):
+                for run in filter(None, (self._run, self._offline_part)):
+                    if run.offline:
+                        make_portable(self._about.directory, Path(run.dir).parent)
+                # The numbers of a training are in the online part alone; of other jobs all is in the offline part.
+                unsent = {self._run.id} if self._unsent and self._job_type == "train" else set()
+                write_sync_script(self._about.directory, unsent)
 
-    def where(self) -> str:
-        if self._run.offline:
-            return f"wandb sync {Path(self._run.dir).parent}  (the run is offline; this uploads it)"
-        return str(self._run.url)
+    def _close(self, exit_code: int) -> None:
+        try:
+            self._run.finish(exit_code=exit_code)
+        except TimeoutError as error:
+            self._unsent = True
+            if self._offline_part is None:
+                self._go_offline(error)
+        if self._offline_part is not None:
+            self._offline_part.finish(exit_code=exit_code)
+
+    def where(self) -> list[str]:
+        lines = [] if self._run.offline else [str(self._run.url)]
+        script = self._about.directory / SYNC_SCRIPT
+        if script.exists():
+            lines.append(f"sh {shlex.quote(str(script))}  (uploads what is kept offline)")
+        return lines
+
+
+def _log_artifact(run: Any, artifact: wandb.Artifact) -> wandb.Artifact:
+    """Logs an artifact as `latest`, and online waits until the server has it."""
+    run.log_artifact(artifact)
+    if not run.offline:
+        artifact.wait(timeout=_FINISH_SECONDS + artifact.size // _SLOWEST)
+    return artifact
+
+
+def _use_artifact(run: Any, artifact: wandb.Artifact) -> None:
+    """Names an artifact as the run's input. `use_artifact` of something that is not from the server refuses offline runs, waits
+    without end online, and makes it `latest` though there be newer versions; so it is called for what the server has."""
+    artifact.finalize()
+    record = {"is_user_created": True, "use_after_commit": True}
+    if run.offline:
+        aliases = [] if artifact.type == "model" else ["latest"]
+        run._interface.publish_artifact(run, artifact, aliases, **record)
+        return
+    collection = f"{run.entity}/{run.project}/{artifact.name}"
+    api = wandb.Api()
+    known = (
+        api.artifacts(artifact.type, collection) if api.artifact_collection_exists(collection, artifact.type) else []
+    )
+    same = next((version for version in known if version.digest == artifact.digest), None)
+    if same is not None:
+        run.use_artifact(same)
+    else:
+        run._log_artifact(artifact, **record)
+        artifact.wait(timeout=_FINISH_SECONDS)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Says in one line what W&B or the disk refuses, and goes on."""
+    try:
+        yield
+    except Exception as error:  # W&B's, those of its network libraries, and a full disk's
+        tell(what, error)
 
 
 def choose_mode(config: Config) -> Mode:
@@ -114,23 +234,110 @@ def choose_mode(config: Config) -> Mode:
     return "online" if logged_in else "offline"
 
 
-def start_run(config: Config, run_directory: Path, mode: Mode) -> NoRun:
-    """Starts the W&B run; one that cannot start online is kept offline, and said so.
+def start_run(
+    config: Config,
+    directory: Path,
+    mode: Mode,
+    facts: dict[str, Any],
+    job_type: Job = "train",
+    resumed: bool = False,
+    entity: str | None = None,
+) -> NoRun:
+    """Starts the W&B run of a job; one that cannot start online is kept offline, and said so.
+
+    Args:
+        directory: the job's folder; W&B's files go into `wandb` in it.
+        facts: what the dashboard's hyperparameter table has beside the options, such as the data's identity.
+        resumed: it goes on with the runs of the same directory.
+        entity: whose project it is; None: as W&B is set up.
 
     Raises:
-        ConfigError: W&B refuses the project, the group or a tag.
+        ConfigError: W&B refuses the project, the group, a tag or the run's id.
     """
     if mode == "disabled":
         return NoRun()
+    about = _About(config, directory, mode, facts, resumed, entity, os.environ.get(_STAGE))
+    if wandb.run is not None:  # the caller's, as in a sweep's function
+        wandb.run.config.update({**config.model_dump(), **facts}, allow_val_change=True)  # type: ignore[no-untyped-call]
+        return WandbRun(about, wandb.run, job_type, owned=False)
     if mode == "online":
         print("Connecting to W&B", flush=True)
+    return WandbRun(about, _open(about, job_type), job_type, owned=True)
+
+
+def _open(about: _About, job_type: Job) -> Any:
     try:
-        return WandbRun(config, run_directory, mode)
+        return _init(about, job_type)
     except (wandb.Error, ValueError) as error:
-        reason = " ".join(str(error).split()).split(" Consider ")[0]
-        if mode == "offline" or isinstance(error, wandb.errors.UsageError | ValueError):
+        if about.mode == "offline" or isinstance(error, wandb.errors.UsageError | ValueError):
             raise ConfigError(
-                f"W&B does not take this run ({reason}): change wandb_project, wandb_group or wandb_tags"
+                f"W&B does not take this run ({reason(error)}): change wandb_project, wandb_group or wandb_tags, or set "
+                "WANDB_ENTITY for a team and WANDB_RESUME=allow for a run that exists"
             ) from error
-        print(f"W&B cannot be reached ({reason}): the run is kept offline", flush=True)
-        return WandbRun(config, run_directory, "offline")
+        _lost(about, error)
+        return _init(about, job_type)
+
+
+def _init(about: _About, job_type: Job, run_id: str | None = None) -> Any:
+    config, stage = about.config, about.directory / "wandb"
+    stage.mkdir(exist_ok=True)
+    if about.mode == "offline" and any(stage.glob("*run-*")):
+        time.sleep(1 - time.time() % 1)  # folders are named by the second, and are uploaded in their order
+    os.environ[_STAGE] = str(stage.absolute())  # the bytes of artifacts wait there: they move with the directory
+    name = about.directory.name
+    run = wandb.init(
+        entity=about.entity,
+        project=config.wandb_project,
+        group=config.wandb_group or name,
+        tags=config.wandb_tags,
+        notes=config.wandb_notes,
+        name=name if job_type == "train" else f"{name}-{job_type}",
+        job_type=job_type,
+        id=run_id or _run_id(about, job_type),
+        resume=_resume(about, run_id),
+        reinit="create_new" if wandb.run else None,
+        dir=about.directory,
+        mode=about.mode,
+        config={**config.model_dump(), **about.facts},
+        settings=wandb.Settings(
+            console="off",  # what is printed could hold texts
+            silent=True,
+            disable_git=True,  # it would send the working tree's changes
+            init_timeout=_INIT_SECONDS,
+            finish_timeout=_FINISH_SECONDS,
+            finish_timeout_raises=True,
+            x_graphql_retry_max=_NEVER_GIVE_UP,  # of itself: a network may be away for long
+            x_file_stream_retry_max=_NEVER_GIVE_UP,
+            x_file_transfer_retry_max=_NEVER_GIVE_UP,
+        ),
+    )
+    write_sync_script(about.directory, set())
+    return run
+
+
+def _resume(about: _About, run_id: str | None) -> Any:
+    """What W&B does with a run of the same id that it has already; a sweep's is there before it begins."""
+    if about.resumed or run_id:
+        return "allow"
+    return None if _in_a_sweep() else os.environ.get("WANDB_RESUME", "never")
+
+
+def _run_id(about: _About, job_type: Job) -> str:
+    """The id of a directory's run: new, or that of the runs that are gone on with."""
+    file = about.directory / "wandb" / "ids.json"
+    known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if job_type not in known:
+        given = os.environ.get("WANDB_RUN_ID") if job_type == "train" else None
+        known[job_type] = given or secrets.token_hex(4)
+        write_atomically(file, json.dumps(known))
+    return known[job_type]
+
+
+def _in_a_sweep() -> bool:
+    return "WANDB_SWEEP_ID" in os.environ
+
+
+def _lost(about: _About, error: Exception) -> None:
+    """From here on nothing waits for a server that does not answer."""
+    about.mode = "offline"
+    print(f"W&B cannot be used ({reason(error)}): from here on it is kept offline", flush=True)

@@ -5,8 +5,10 @@
 Reads top to bottom as it runs: config -> examples -> token ids -> model -> fit -> evaluate -> save.
 """
 
+import functools
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -25,25 +27,36 @@ import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
 import numpy as np
 import pandas as pd
-import tf_keras
 
-from callbacks import EpochEnd, Progress, refuse_diverged
-from data import Tokens, num_batches, rows_per_epoch, tokenize, train_batches
+import artifacts
+import dashboard
+from data import Tokens, rows_per_epoch, tokenize
 from decision import Decision, fit_decision, plain_decision
 from encoders import find_encoder
-from evaluation import write_results
+from evaluation import log_evaluation, numbers, write_results
 from export import export_classifier
+from fitting import Fit, Job, disk_needed, fit_classifier, refuse_other_rows
 from imbalance import Balance, balance
 from looks import draw_data, draw_scores
 from metrics import HEADLINE, score_probabilities
-from model import Classifier, build_classifier, compile_classifier
+from model import Classifier, build_classifier
 from plots import learning_curves
 from report import Facts, write_model_card
 from results import Scored, score_unseen, score_validation
-from run_directory import claim_run_directory, refuse_full_disk, refuse_used_run_directory, write_atomically
+from run_directory import (
+    LAST,
+    STATE,
+    TrainingState,
+    claim_run_directory,
+    held,
+    read_training_state,
+    refuse_full_disk,
+    refuse_used_run_directory,
+    write_atomically,
+)
 from scoring import Scorer
 from splits import Splits, load_splits
-from tracking import choose_mode, start_run
+from tracking import NoRun, choose_mode, start_run
 
 _LABELS_SHOWN = 30
 _ROWS_AT_START = 1000  # scored before the first step
@@ -60,15 +73,18 @@ class Result:
 
 
 def train(config: Config) -> Result:
-    """Fine-tunes a classifier as `config` says and writes its run directory.
+    """Fine-tunes a classifier as `config` says, or goes on with that, and writes its run directory.
 
     Raises:
         HubtuneError: one line on what is wrong with the options, the tables, the encoder or the run directory.
     """
     started = time.monotonic()
     refuse_used_run_directory(config)
+    state = read_training_state(config)
     wandb_mode = choose_mode(config)
     splits = load_splits(config)
+    if state is not None:
+        refuse_other_rows(config, state, splits)
     _describe(splits)
     balanced = balance(config, splits.task, splits.task.targets(splits.train.labels))
     _describe_balance(splits, balanced)
@@ -84,49 +100,30 @@ def train(config: Config) -> Result:
     }
     _describe_tokens(config, tokens)
 
-    copies = 2 if config.early_stopping_patience else 1  # the model, and the best weights
-    refuse_full_disk(config, copies * 4 * classifier.token_model.count_params())
+    refuse_full_disk(config, disk_needed(config, classifier))
     run_directory = claim_run_directory(config)
-    write_atomically(run_directory / "config.yaml", config.to_yaml())
     scorer = Scorer(lambda inputs: classifier.token_model(inputs, training=False), splits.task.num_logits)
     job = Job(config, splits, balanced, classifier, scorer, tokens, run_directory)
-    with start_run(config, run_directory, wandb_mode) as run:
+    environment = _environment(job, device)
+    known = {"environment": environment, "tables": [{"table": name, **each} for name, each in splits.tables.items()]}
+    with held(run_directory), start_run(config, run_directory, wandb_mode, known, resumed=state is not None) as run:
+        for name, identity in splits.tables.items():
+            run.uses(functools.partial(artifacts.dataset, name, identity))
         print(f"Training on {device} in {classifier.encoder.precision}", flush=True)
-        loss_at_start = _score_start(job)
-        fit = _fit(job, run.callbacks())
+        state = _begin(job) if state is None else state.model_copy(update={"resumed": state.resumed + 1})
+        fit = fit_classifier(job, state, run.callbacks(sizes=job.batch_sizes, rates=job.rates, history=state.history))
         decision, notes, scored = _score(job, fit)
-        report = _report(job, fit, loss_at_start, decision, scored, device)
+        report = _report(job, state, fit, decision, scored, environment)
         report["notes"] = [*splits.notes, *notes]
         print("Saving the model", flush=True)
         export_classifier(classifier, str(run_directory / "model"), decision, config.max_seq_length)
         write_atomically(run_directory / "metrics.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        _write_report(job, decision, scored, report)
-        run.summarize(_numbers(report))
+        facts = _write_report(job, decision, scored, report)
+        if not fit.interrupted:
+            _remove_state(run_directory)
+        _log_jobs(job, run, facts)
     _say_where(job, run.where(), time.monotonic() - started)
     return Result(run_directory, report, classifier, fit.interrupted)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is trained, on what, and into where; all of it ready before the first step."""
-
-    config: Config
-    splits: Splits
-    balanced: Balance
-    classifier: Classifier
-    scorer: Scorer
-    tokens: dict[str, Tokens]  # by the names of the parts
-    run_directory: Path
-
-    @property
-    def rows_per_step(self) -> int:
-        """Rows that the optimizer sees at once."""
-        return self.config.batch_size * self.config.gradient_accumulation_steps
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps, the last one of fewer rows included."""
-        return num_batches(rows_per_epoch(self.balanced.draws), self.rows_per_step)
 
 
 def _refuse_wrong_monitor(config: Config, splits: Splits) -> None:
@@ -144,18 +141,10 @@ def _refuse_wrong_monitor(config: Config, splits: Splits) -> None:
             )
 
 
-# Fitting
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What came of fitting, beside the weights."""
-
-    valid_logits: np.ndarray | None  # where the last epoch's are those of the final weights
-    steps: int
-    seconds: float
-    epochs_run: int
-    interrupted: bool
+def _begin(job: Job) -> TrainingState:
+    """The state of a training before its first step."""
+    fingerprints = {name: part.fingerprint() for name, part in job.splits.parts.items()}
+    return TrainingState(loss_at_start=_score_start(job), fingerprints=fingerprints)
 
 
 def _score_start(job: Job) -> float:
@@ -171,66 +160,6 @@ def _score_start(job: Job) -> float:
         f"step 0: loss {loss:.4f} on {len(rows):,} training rows; the output bias alone gives {alone:.4f}", flush=True
     )
     return loss
-
-
-def _fit(job: Job, callbacks: list[Any]) -> Fit:
-    """Trains the classifier; after Ctrl-C it keeps what is trained so far."""
-    config, model, steps = job.config, job.classifier.training_model, job.steps_per_epoch
-    compile_classifier(job.classifier, config, config.epochs * steps, job.balanced.weights)
-    valid = job.splits.valid
-    valid_targets = None if valid is None else job.splits.task.targets(valid.labels)
-    history_file = job.run_directory / "history.csv"
-    epoch_end = EpochEnd(job.splits.task, job.scorer, job.tokens.get("valid"), valid_targets, history_file)
-    best = str(job.run_directory / "checkpoints" / "best")
-    stopping = _early_stopping(config, best)
-    batches = train_batches(
-        job.tokens["train"], job.balanced.targets, job.rows_per_step, config.seed, job.balanced.draws
-    )
-    interrupted = False
-    try:
-        with runtime.graph_precision(job.classifier.encoder.graph_precision):
-            model.fit(
-                batches,
-                steps_per_epoch=steps,
-                epochs=config.epochs,
-                verbose=0,
-                callbacks=[epoch_end, *stopping, Progress(job.splits.task.kind, config.epochs, steps), *callbacks],
-            )
-    except KeyboardInterrupt:
-        interrupted = True
-        print(
-            f"\nInterrupted after {epoch_end.steps:,} of {config.epochs * steps:,} steps: "
-            "scoring and saving what is trained; Ctrl-C again to drop it",
-            flush=True,
-        )
-    if stopping and epoch_end.history:
-        model.load_weights(best).expect_partial()
-        values = [record[config.monitor] for record in epoch_end.history]
-        best_epoch = values.index(min(values) if config.monitor == "val_loss" else max(values)) + 1
-        print(
-            f"Ran {len(values)} epochs; {config.monitor} was best in epoch {best_epoch}, whose weights are kept",
-            flush=True,
-        )
-    refuse_diverged(model)
-    fresh = epoch_end.scored_step == epoch_end.steps and not stopping
-    return Fit(
-        epoch_end.logits if fresh else None,
-        epoch_end.steps,
-        epoch_end.seconds,
-        len(epoch_end.history),
-        interrupted,
-    )
-
-
-def _early_stopping(config: Config, best: str) -> list[tf_keras.callbacks.Callback]:
-    """Stops when `monitor` no longer improves, and keeps the best weights in the checkpoint `best`."""
-    if not config.early_stopping_patience:
-        return []
-    goal = {"monitor": config.monitor, "mode": "min" if config.monitor == "val_loss" else "max"}
-    return [
-        tf_keras.callbacks.EarlyStopping(patience=config.early_stopping_patience, **goal),
-        tf_keras.callbacks.ModelCheckpoint(best, save_best_only=True, save_weights_only=True, **goal),
-    ]
 
 
 # Scoring and reporting
@@ -263,8 +192,8 @@ def _score(job: Job, fit: Fit) -> tuple[Decision, list[str], dict[str, Scored]]:
     return decision, notes, scored
 
 
-def _write_report(job: Job, decision: Decision, scored: dict[str, Scored], report: dict[str, Any]) -> None:
-    """Writes predictions, plots, report.html and MODEL_CARD.md."""
+def _write_report(job: Job, decision: Decision, scored: dict[str, Scored], report: dict[str, Any]) -> Facts:
+    """Writes predictions, plots, report.html and MODEL_CARD.md; returns what they tell of."""
     history = job.run_directory / "history.csv"
     drawn = [learning_curves(pd.read_csv(history))] if history.exists() else []
     if scored:
@@ -275,20 +204,34 @@ def _write_report(job: Job, decision: Decision, scored: dict[str, Scored], repor
     )
     write_results(job.run_directory, facts)
     write_model_card(job.run_directory / "MODEL_CARD.md", facts)
+    return facts
 
 
-def _numbers(report: dict[str, Any]) -> dict[str, float]:
-    """The numbers of each part, as in "test/macro_f1"."""
-    return {
-        f"{part}/{name}": value
-        for part in ("train", "valid", "test")
-        for name, value in report.get(part, {}).items()
-        if isinstance(value, int | float)
-    }
+def _log_jobs(job: Job, run: NoRun, facts: Facts) -> None:
+    """Completes the W&B run of the training, and makes those of the saved model and of the scores."""
+    config, directory, parts = job.config, job.run_directory, job.splits.parts
+    run.log(lambda: dashboard.data_looks(job.splits.task, parts, config.log_examples))
+    run.summarize(numbers(facts.metrics, "train", *facts.scored))
+    if config.log_model:
+        run.logs(lambda: artifacts.training(directory))
+        with run.job("save") as saved:
+            saved.uses(lambda: artifacts.training(directory))
+            saved.logs(lambda: artifacts.model(directory), lambda model: artifacts.keep(model, config.wandb_registry))
+    if facts.scored:
+        with run.job("evaluate") as evaluated:
+            if config.log_model:
+                evaluated.uses(lambda: artifacts.model(directory))
+            tables = {parts[name].source: job.splits.tables[parts[name].source] for name in facts.scored}
+            log_evaluation(evaluated, directory, facts, tables, config.log_examples)
 
 
 def _report(
-    job: Job, fit: Fit, loss_at_start: float, decision: Decision, scored: dict[str, Scored], device: str
+    job: Job,
+    state: TrainingState,
+    fit: Fit,
+    decision: Decision,
+    scored: dict[str, Scored],
+    environment: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of metrics.json."""
     draws, passes = job.balanced.draws, fit.steps / job.steps_per_epoch
@@ -299,26 +242,33 @@ def _report(
         "encoder": job.config.encoder,
         "train": {
             "examples": len(job.splits.train),
-            "loss_at_start": loss_at_start,
+            "loss_at_start": state.loss_at_start,
             "seconds": fit.seconds,
             "examples_per_second": passes * rows_per_epoch(draws) / fit.seconds if fit.seconds else 0.0,
             "tokens_per_second": passes * tokens_per_epoch / fit.seconds if fit.seconds else 0.0,
             "epochs_run": fit.epochs_run,
             "interrupted": fit.interrupted,
             "steps_run": fit.steps,
+            **({"resumed": state.resumed} if state.resumed else {}),
             "peak_memory_bytes": runtime.peak_memory_bytes(),
         },
         **{name: part.values for name, part in scored.items()},
         "threshold": decision.named_thresholds(),
         "threshold_metric": job.config.threshold_metric,
         "temperature": decision.named_temperatures(),
-        "environment": {
-            **runtime.versions(),
-            "device": device,
-            "precision": job.classifier.encoder.precision,
-            "git_commit": _git_commit(),
-            "seed": job.config.seed,
-        },
+        "run_name": job.run_directory.name,
+        "data": {"tables": job.splits.tables, "parts": state.fingerprints},
+        "environment": environment,
+    }
+
+
+def _environment(job: Job, device: str) -> dict[str, Any]:
+    return {
+        **runtime.versions(),
+        "device": device,
+        "precision": job.classifier.encoder.precision,
+        "git_commit": _git_commit(),
+        "seed": job.config.seed,
     }
 
 
@@ -356,12 +306,22 @@ def _describe_tokens(config: Config, tokens: dict[str, Tokens]) -> None:
         print(f"{name}: {part.lengths.mean():.1f} tokens a row, longest {part.lengths.max()}{cut}", flush=True)
 
 
-def _say_where(job: Job, tracked: str | None, seconds: float) -> None:
+def _remove_state(run_directory: Path) -> None:
+    """A finished training needs nothing to go on from, which takes three times the room of its model."""
+    shutil.rmtree(run_directory / LAST, ignore_errors=True)
+    if not any((run_directory / LAST.parent).glob("*")):
+        shutil.rmtree(run_directory / LAST.parent, ignore_errors=True)
+
+
+def _say_where(job: Job, tracked: list[str], seconds: float) -> None:
     print(f"Done in {runtime.clock(seconds)}. Read first: {job.run_directory / 'report.html'}")
-    if tracked:
-        print(f"W&B: {tracked}")
+    for line in tracked:
+        print(f"W&B: {line}")
+    directory = shlex.quote(str(job.run_directory))
+    if (job.run_directory / STATE).exists():
+        print(f"Go on with the training: python train.py --resume {directory}")
     texts = '"your text"' if job.config.text_pair_column is None else "--data new.csv"
-    print(f"Use the model: python predict.py --model {shlex.quote(str(job.run_directory))} {texts}", flush=True)
+    print(f"Use the model: python predict.py --model {directory} {texts}", flush=True)
 
 
 def _git_commit() -> str | None:

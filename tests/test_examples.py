@@ -104,3 +104,15 @@ def test_lists_beside_plain_labels_are_refused(tmp_path: Path) -> None:
     table = write(tmp_path / "t.jsonl", '{"text": "x", "label": ["a"]}\n{"text": "y", "label": "b"}\n')
     with pytest.raises(DataError, match="row 2, column 'label': holds str 'b' where other rows hold lists of labels"):
         read(table)
+
+
+def test_a_fingerprint_is_of_texts_pairs_and_labels_in_their_order_and_of_nothing_else(tmp_path: Path) -> None:
+    def fingerprint(rows: str, **options: Any) -> str:
+        table = write(tmp_path / "t.csv", f"text,other,label,id\n{rows}")
+        return read(table, text_pair_column="other", **options).fingerprint()
+
+    first = fingerprint("a,b,x,1\nc,d,y,2\n")
+    assert first == fingerprint("a,b,x,3\nc,d,y,4\n")
+    changed = ["c,d,y,2\na,b,x,1\n", "a,b,y,1\nc,d,y,2\n", "ab,,x,1\nc,d,y,2\n", "a,b,x,1\n"]
+    assert len({first, *map(fingerprint, changed)}) == 5
+    assert fingerprint("a,b,x|y,1\n", label_separator="|") != fingerprint("a,b,x|y,1\n")

@@ -66,9 +66,9 @@ def test_a_run_that_cannot_start_online_is_kept_offline(
         return object()
 
     monkeypatch.setattr(wandb, "init", init)
-    tracking.start_run(Config(data="-"), tmp_path, "online")
+    tracking.start_run(Config(data="-"), tmp_path, "online", {})
     assert started == ["online", "offline"]
-    assert "W&B cannot be reached (no network): the run is kept offline" in capsys.readouterr().out
+    assert "W&B cannot be used (no network): from here on it is kept offline" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [{"wandb_project": "a/b"}, {"wandb_tags": ["x" * 70]}])
@@ -76,7 +76,7 @@ def test_what_wandb_refuses_is_one_line(tmp_path: Path, options: dict[str, Any])
     with pytest.raises(
         ConfigError, match="W&B does not take this run .*change wandb_project, wandb_group or wandb_tags"
     ):
-        tracking.start_run(Config(data="-", **options), tmp_path, "offline")
+        tracking.start_run(Config(data="-", **options), tmp_path, "offline", {})
 
 
 def test_a_run_ends_with_its_context_and_knows_whether_it_failed() -> None:

@@ -1,0 +1,165 @@
+"""Fitting: what is trained, and how it begins, goes on after an interruption, and ends."""
+
+import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from callbacks import Checkpoints, EpochEnd, Progress, best_epoch, refuse_diverged
+from config import Config, DataError
+from data import BatchSizes, Tokens, batch_sizes, epoch_batches, num_batches, rows_per_epoch, train_batches
+from imbalance import Balance
+from model import Classifier, compile_classifier, rate_groups
+from run_directory import TrainingState
+from scoring import Scorer
+from splits import Splits
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and into where; all of it ready before the first step."""
+
+    config: Config
+    splits: Splits
+    balanced: Balance
+    classifier: Classifier
+    scorer: Scorer
+    tokens: dict[str, Tokens]  # by the names of the parts
+    run_directory: Path
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that the optimizer sees at once."""
+        return self.config.batch_size * self.config.gradient_accumulation_steps
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Factor on the learning rate of each group of weights."""
+        return rate_groups(self.config, self.classifier)
+
+    def batch_sizes(self, epoch: int) -> BatchSizes:
+        """What the batches of an epoch, counted from 0, hold."""
+        lengths = self.tokens["train"].lengths
+        batches = epoch_batches(lengths, self.rows_per_step, self.config.seed, epoch, self.balanced.draws)
+        return batch_sizes(lengths, batches)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps, the last one of fewer rows included."""
+        return num_batches(rows_per_epoch(self.balanced.draws), self.rows_per_step)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came of fitting, beside the weights; of a training that went on, all of it counts."""
+
+    valid_logits: np.ndarray | None  # where the last epoch's are those of the final weights
+    steps: int
+    seconds: float
+    epochs_run: int
+    interrupted: bool
+
+
+def fit_classifier(job: Job, state: TrainingState, callbacks: list[Any]) -> Fit:
+    """Trains the classifier, from `state` on; after Ctrl-C it keeps what is trained so far.
+
+    Raises:
+        DataError: the checkpoint that `state` names cannot be read.
+        HubtuneError: the training diverged.
+    """
+    config, model, steps = job.config, job.classifier.training_model, job.steps_per_epoch
+    compile_classifier(job.classifier, config, config.epochs * steps, job.balanced.weights)
+    valid = job.splits.valid
+    valid_targets = None if valid is None else job.splits.task.targets(valid.labels)
+    history_file = job.run_directory / "history.csv"
+    epoch_end = EpochEnd(job.splits.task, job.scorer, job.tokens.get("valid"), valid_targets, history_file)
+    checkpoints = Checkpoints(config, job.run_directory, epoch_end, state)
+    if state.history:
+        checkpoints.restore(model)
+        epoch_end.go_on(state, steps)
+        print(f"Going on after epoch {len(state.history)} of {config.epochs}", flush=True)
+    progress = Progress(job.splits.task.kind, config.epochs, steps)
+    interrupted = _train_epochs(job, epoch_end, [checkpoints, progress, *callbacks])
+    if config.early_stopping_patience and epoch_end.history:
+        checkpoints.restore_best(model)
+    refuse_diverged(model)
+    fresh = epoch_end.scored_step == epoch_end.steps and not config.early_stopping_patience
+    return Fit(
+        epoch_end.logits if fresh else None,
+        epoch_end.steps,
+        epoch_end.seconds,
+        len(epoch_end.history),
+        interrupted,
+    )
+
+
+def _train_epochs(job: Job, epoch_end: EpochEnd, callbacks: list[Any]) -> bool:
+    """Trains the epochs that are left, and says whether Ctrl-C cut them short."""
+    config, model, steps, first = (
+        job.config,
+        job.classifier.training_model,
+        job.steps_per_epoch,
+        len(epoch_end.history),
+    )
+
+    def stop_early(epoch: int, logs: dict[str, float]) -> None:
+        model.stop_training = _is_over(config, epoch_end.history)
+
+    stopping = tf_keras.callbacks.LambdaCallback(on_epoch_end=stop_early)
+    batches = train_batches(
+        job.tokens["train"], job.balanced.targets, job.rows_per_step, config.seed, job.balanced.draws, first
+    )
+    try:
+        if not _is_over(config, epoch_end.history):
+            with runtime.graph_precision(job.classifier.encoder.graph_precision):
+                model.fit(
+                    batches,
+                    steps_per_epoch=steps,
+                    initial_epoch=first,
+                    epochs=config.epochs,
+                    verbose=0,
+                    callbacks=[epoch_end, stopping, *callbacks],
+                )
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted after {epoch_end.steps:,} of {config.epochs * steps:,} steps: "
+            "scoring and saving what is trained; Ctrl-C again to drop it",
+            flush=True,
+        )
+        return True
+    return False
+
+
+def _is_over(config: Config, history: list[dict[str, int | float]]) -> bool:
+    """Whether all epochs are done, or `monitor` has not become better for `early_stopping_patience` of them."""
+    if len(history) == config.epochs:
+        return True
+    patience = config.early_stopping_patience
+    return bool(patience and history) and len(history) - best_epoch(history, config.monitor) >= patience
+
+
+def refuse_other_rows(config: Config, state: TrainingState, splits: Splits) -> None:
+    """Refuses to go on with other rows than those that the training began with.
+
+    Raises:
+        DataError: one line that names the table.
+    """
+    for name, part in splits.parts.items():
+        if part.fingerprint() != state.fingerprints.get(name):
+            raise DataError(
+                f"{part.source}: its {name} rows are not those that {config.resume} began with: restore the table, or train "
+                "anew without resume"
+            )
+
+
+def disk_needed(config: Config, classifier: Classifier) -> int:
+    """Bytes that the weights of a training take on the disk at most, beside what it goes on from."""
+    model = classifier.training_model
+    weights = 4 * model.count_params()
+    slots = 2 * 4 * sum(variable.shape.num_elements() for variable in model.trainable_variables)
+    checkpoints = weights + slots + (weights if config.early_stopping_patience else 0)
+    return checkpoints if config.resume else 2 * checkpoints  # new ones are written before the earlier ones are removed

@@ -1,0 +1,150 @@
+"""W&B's record of a run, made to outlive a move of the run directory.
+
+W&B keeps what a run logs in a `.wandb` file: LevelDB's log format behind seven bytes of its own, one protocol buffer a record.
+The bytes of artifacts lie beside it, and the record names them by absolute path. `wandb sync` passes over those it does not find
+without a word, so each artifact is recorded under more than one path.
+"""
+
+import json
+import os
+import shlex
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+SYNC_SCRIPT = Path("wandb", "sync.sh")  # in the run directory
+_PATIENCE = 10  # seconds
+_IDENT = 7  # bytes before the first block
+_BLOCK = 1 << 15
+_HEADER = struct.Struct("<IHB")  # checksum, length, kind
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+def make_portable(run_directory: Path, folder: Path) -> None:
+    """Lets `wandb sync` find the artifacts of a finished offline run wherever the run directory has been moved to.
+
+    Each artifact is recorded by absolute path, by the path from the run directory, and by that from the working directory, if
+    the run directory is in it: the first holds until a move, the others afterwards for a `wandb sync` from those folders. The
+    first that is found uploads it, for the others the server has the same content already.
+
+    Args:
+        folder: the run's own in `run_directory`/wandb.
+
+    Raises:
+        OSError: the file cannot be written anew, or W&B does not complete it; it is then left as it was.
+    """
+    (file,) = folder.glob("*.wandb")
+    records, moved = _completed(file), []
+    folders = [base for base in (run_directory.absolute(), Path.cwd()) if run_directory.absolute().is_relative_to(base)]
+    for record in records:
+        moved.append(record)
+        if any(entry.local_path for entry in record.artifact.manifest.contents):
+            moved += [_seen_from(record, base) for base in folders]
+    temporary = file.with_suffix(".tmp")
+    temporary.write_bytes(file.read_bytes()[:_IDENT] + b"".join(_frames(moved)))
+    os.replace(temporary, file)
+
+
+def _completed(file: Path) -> list[Record]:
+    """The records of a finished run: W&B's other process may still be writing the last of them."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        records = list(read_records(file))
+        if records and records[-1].HasField("exit"):
+            return records
+        if time.monotonic() > until:
+            raise TimeoutError(f"{file} has no end")
+        time.sleep(0.05)
+
+
+def write_sync_script(run_directory: Path, unsent: set[str]) -> None:
+    """Writes a shell script that uploads, in their order, the offline runs in `run_directory` and the online ones in `unsent`.
+
+    Of runs that are given to it together, `wandb sync` may send the one that uses an artifact before the one that made it,
+    which then is nobody's; and it finds artifacts by their paths from the folder it runs in.
+    """
+    script, stage = run_directory / SYNC_SCRIPT, run_directory / "wandb"
+    ids = [f"*run-*-{run_id}" for run_id in unsent]
+    folders = {folder for pattern in ("offline-run-*", *ids) for folder in stage.glob(pattern)}
+    if not folders:
+        return
+    lines = [
+        "# Uploads what W&B has not got yet, from wherever the run directory has been moved to.",
+        'cd "$(dirname "$0")/.." || exit 1',
+        "unset WANDB_SERVICE  # a notebook's, which would look for the files from the notebook's folder",
+        f"command -v wandb > /dev/null || PATH=$PATH:{shlex.quote(str(Path(sys.executable).parent))}",
+    ]
+    for name in [folder.name for folder in sorted(folders, key=_by_time)]:
+        lines.append(f"wandb sync{'' if name.startswith('offline') else ' --include-online'} wandb/{name} || exit 1")
+    script.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _by_time(folder: Path) -> str:
+    """The name of a run's folder from its time on."""
+    return folder.name.removeprefix("offline-")
+
+
+def read_records(file: Path) -> Iterator[Record]:
+    """The records of a `.wandb` file, up to the first that is damaged, as the last one of a killed run can be."""
+    content, place, parts = file.read_bytes(), _IDENT, b""
+    while place + _HEADER.size <= len(content):
+        left = _BLOCK - place % _BLOCK
+        if left < _HEADER.size:
+            place += left
+            continue
+        checksum, length, kind = _HEADER.unpack_from(content, place)
+        body = content[place + _HEADER.size : place + _HEADER.size + length]
+        if len(body) < length or _checksum(kind, body) != checksum:
+            return
+        place += _HEADER.size + length
+        parts += body
+        if kind in (_FULL, _LAST):
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def last_value(run_directory: Path, run_id: str, name: str) -> float:
+    """The last value of a number that a run has logged in `run_directory`, 0 where there is none."""
+    value = 0.0
+    for folder in sorted((run_directory / "wandb").glob(f"*run-*-{run_id}"), key=_by_time):
+        for record in read_records(folder / f"run-{run_id}.wandb"):
+            for item in record.history.item:
+                if "/".join(item.nested_key) == name or item.key == name:
+                    value = float(json.loads(item.value_json))
+    return value
+
+
+def _seen_from(record: Record, folder: Path) -> Record:
+    """The same artifact, its bytes by their paths from `folder`."""
+    copy = Record.FromString(record.SerializeToString())
+    for entry in copy.artifact.manifest.contents:
+        if entry.local_path:
+            entry.local_path = os.path.relpath(entry.local_path, folder)
+    return copy
+
+
+def _frames(records: list[Record]) -> Iterator[bytes]:
+    """The records, numbered from 1, in blocks: a record that does not fit into what is left of one goes on in the next."""
+    place = _IDENT
+    for number, record in enumerate(records, 1):
+        record.num = number
+        rest, first = record.SerializeToString(), True
+        while first or rest:
+            left = _BLOCK - place % _BLOCK
+            if left < _HEADER.size:
+                yield b"\0" * left
+                place += left
+                continue
+            body, rest = rest[: left - _HEADER.size], rest[left - _HEADER.size :]
+            kind = (_FIRST if rest else _FULL) if first else (_MIDDLE if rest else _LAST)
+            yield _HEADER.pack(_checksum(kind, body), len(body), kind) + body
+            place, first = place + _HEADER.size + len(body), False
+
+
+def _checksum(kind: int, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(bytes([kind])))
