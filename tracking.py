@@ -11,6 +11,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -26,6 +27,7 @@ _INIT_SECONDS = 30
 _FINISH_SECONDS = 120  # for what is not uploaded at a run's end
 _NEVER_GIVE_UP = 1_000_000  # tries
 _STAGE = "WANDB_DATA_DIR"
+_IDS = Path("wandb", "ids.json")
 _SLOWEST = 250_000  # bytes a second of an upload that is still waited for
 Mode = Literal["online", "offline", "disabled"]
 Job = Literal["train", "save", "evaluate"]
@@ -53,8 +55,8 @@ class NoRun:
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
         self.finish(failed=kind is not None)
 
-    def job(self, job_type: Job) -> "NoRun":
-        """The run of another job of the same group."""
+    def job(self, job_type: Job) -> AbstractContextManager["NoRun"]:
+        """The run of another job of the same group, as a context; it may be this run."""
         return NoRun()
 
     def callbacks(self, **arguments: Any) -> list[Any]:
@@ -85,23 +87,25 @@ class WandbRun(NoRun):
     """A W&B run whose files lie in the directory of its job.
 
     What an online run cannot send is lost but for numbers: W&B's file of the run holds no artifacts, nor those of its tables.
-    So all of that is done once more in an offline part of the run as soon as the server fails.
+    So when the server fails, all of that is done once more at the end, in an offline part of the run: W&B lets only one part of
+    a run be open.
     """
 
     def __init__(self, about: _About, run: Any, job_type: Job, owned: bool) -> None:
         self._about, self._run, self._job_type, self._owned = about, run, job_type, owned
         self._done: list[Callable[[Any], object]] = []  # online, and again offline when the server fails
-        self._offline_part: Any = None
-        self._unsent = False
+        self._failed = False
 
-    def job(self, job_type: Job) -> NoRun:
+    def job(self, job_type: Job) -> AbstractContextManager[NoRun]:
         if not self._owned or _in_a_sweep():
-            return WandbRun(self._about, self._run, job_type, owned=False)
+            return contextlib.nullcontext(self)
         return WandbRun(self._about, _open(self._about, job_type), job_type, owned=True)
 
     def callbacks(self, **arguments: Any) -> list[Any]:
-        logged = last_value(self._about.directory, self._run.id, "batch/batch_step") if self._about.resumed else 0
-        return [WandbCallback(**arguments, logged_steps=int(logged))]
+        if self._about.resumed:
+            for key, name in {"logged_steps": "batch/batch_step", "logged_epochs": "epoch/epoch"}.items():
+                arguments[key] = int(last_value(self._about.directory, self._run.id, name))
+        return [WandbCallback(**arguments)]
 
     def log(self, make: Callable[[], dict[str, Any]]) -> None:
         self._do("plots and tables", lambda run: run.log(make()))
@@ -115,27 +119,28 @@ class WandbRun(NoRun):
     def logs(self, make: Callable[[], wandb.Artifact], after: Callable[[wandb.Artifact], None] | None = None) -> None:
         kept: list[wandb.Artifact] = []
         self._do("an artifact", lambda run: kept.append(_log_artifact(run, make())))
-        if kept and after and not self._run.offline and self._offline_part is None:
+        if kept and after and not self._run.offline:
             with _told("the versions are not settled"):
                 after(kept[0])
 
     def _do(self, what: str, action: Callable[[Any], object]) -> None:
+        self._done.append(action)
+        if self._failed:
+            return
         with _told(f"{what} cannot be logged"):
-            if self._offline_part is not None or self._run.offline:
-                action(self._offline_part or self._run)
-                return
-            self._done.append(action)
             try:
+                if not self._run.offline:  # what waits for a server in vain can keep a run from ending
+                    wandb.login(prompt=False, verify=True)
                 action(self._run)
             except Exception as error:  # W&B's and those of its network libraries
-                self._go_offline(error)
+                if self._run.offline:
+                    raise
+                self._fail(error)
 
-    def _go_offline(self, error: Exception) -> None:
-        _lost(self._about, error)
-        self._offline_part = _init(self._about, self._job_type, run_id=self._run.id)
-        for action in self._done:
-            with _told("a part of the run cannot be kept offline"):
-                action(self._offline_part)
+    def _fail(self, error: Exception) -> None:
+        self._failed = True
+        if self._about.mode == "online":
+            _lost(self._about, error)
 
     def finish(self, failed: bool = False) -> None:
         if not self._owned:
@@ -147,23 +152,24 @@ class WandbRun(NoRun):
             if wandb.run is None:  # it was the last of the job's runs
                 os.environ.pop(_STAGE)
                 os.environ |= {} if self._about.users_stage is None else {_STAGE: self._about.users_stage}
-            with _told("the run's files are not portable"):
-                for run in filter(None, (self._run, self._offline_part)):
-                    if run.offline:
-                        make_portable(self._about.directory, Path(run.dir).parent)
-                # The numbers of a training are in the online part alone; of other jobs all is in the offline part.
-                unsent = {self._run.id} if self._unsent and self._job_type == "train" else set()
-                write_sync_script(self._about.directory, unsent)
 
     def _close(self, exit_code: int) -> None:
+        run, unsent = self._run, set()
         try:
-            self._run.finish(exit_code=exit_code)
+            run.finish(exit_code=exit_code)
         except TimeoutError as error:
-            self._unsent = True
-            if self._offline_part is None:
-                self._go_offline(error)
-        if self._offline_part is not None:
-            self._offline_part.finish(exit_code=exit_code)
+            self._fail(error)
+            # The numbers of a training are in the online part alone; of other jobs all is in the offline part.
+            unsent = {run.id} if self._job_type == "train" else set()
+        if self._failed:
+            run = _init(self._about, self._job_type, run_id=run.id)
+            for action in self._done:
+                with _told("a part of the run cannot be kept offline"):
+                    action(run)
+            run.finish(exit_code=exit_code)
+        if run.offline:
+            make_portable(self._about.directory, Path(run.dir).parent)
+        write_sync_script(self._about.directory, unsent)
 
     def where(self) -> list[str]:
         lines = [] if self._run.offline else [str(self._run.url)]
@@ -182,25 +188,17 @@ def _log_artifact(run: Any, artifact: wandb.Artifact) -> wandb.Artifact:
 
 
 def _use_artifact(run: Any, artifact: wandb.Artifact) -> None:
-    """Names an artifact as the run's input. `use_artifact` of something that is not from the server refuses offline runs, waits
-    without end online, and makes it `latest` though there be newer versions; so it is called for what the server has."""
+    """Names an artifact as the run's input, by what W&B's own `use_artifact` does with something that is not from the server: but
+    that refuses offline runs, waits without end online, and makes an older model `latest` again."""
     artifact.finalize()
+    aliases = [] if artifact.type == "model" else ["latest"]
     record = {"is_user_created": True, "use_after_commit": True}
     if run.offline:
-        aliases = [] if artifact.type == "model" else ["latest"]
         run._interface.publish_artifact(run, artifact, aliases, **record)
         return
-    collection = f"{run.entity}/{run.project}/{artifact.name}"
-    api = wandb.Api()
-    known = (
-        api.artifacts(artifact.type, collection) if api.artifact_collection_exists(collection, artifact.type) else []
-    )
-    same = next((version for version in known if version.digest == artifact.digest), None)
-    if same is not None:
-        run.use_artifact(same)
-    else:
-        run._log_artifact(artifact, **record)
-        artifact.wait(timeout=_FINISH_SECONDS)
+    answer = run._interface.deliver_artifact(run, artifact, aliases, **record).wait_or(timeout=_FINISH_SECONDS)
+    if reason := answer.response.log_artifact_response.error_message:
+        raise wandb.Error(reason)
 
 
 @contextlib.contextmanager
@@ -224,9 +222,12 @@ def choose_mode(config: Config) -> Mode:
     if wanted == "offline":
         return "offline"
     try:
-        logged_in = wandb.login(prompt=False, verify=False)
-    except wandb.Error:  # a key of the wrong form
+        logged_in = wandb.login(prompt=False, verify=True)
+    except wandb.errors.UsageError:  # there is no key
         logged_in = False
+    except wandb.Error as error:
+        print(f"W&B cannot be used ({reason(error)}): the runs are kept offline", flush=True)
+        return "offline"
     if wanted == "online" and not logged_in:
         raise ConfigError(
             "wandb_mode=online: nobody is logged in to W&B here; run `wandb login`, or set auto or offline"
@@ -275,6 +276,8 @@ def _open(about: _About, job_type: Job) -> Any:
                 "WANDB_ENTITY for a team and WANDB_RESUME=allow for a run that exists"
             ) from error
         _lost(about, error)
+        if wandb.run is None:
+            wandb.teardown()  # W&B's other process may still hold the run's id
         return _init(about, job_type)
 
 
@@ -324,7 +327,7 @@ def _resume(about: _About, run_id: str | None) -> Any:
 
 def _run_id(about: _About, job_type: Job) -> str:
     """The id of a directory's run: new, or that of the runs that are gone on with."""
-    file = about.directory / "wandb" / "ids.json"
+    file = about.directory / _IDS
     known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if job_type not in known:
         given = os.environ.get("WANDB_RUN_ID") if job_type == "train" else None

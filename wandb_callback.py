@@ -27,30 +27,34 @@ class WandbCallback(WandbMetricsLogger):
     of padding; the run's summary holds the best value of each epoch metric.
 
     Args:
+        logged_steps, logged_epochs: what was logged before a resume; steps are not logged twice, epochs that are missing are.
         sizes: what the batches of an epoch, counted from 0, hold.
         rates: factor on the learning rate, by group of weights.
-        history: the logs of epochs before a resume.
-        logged_steps: steps that are logged already, and done once more after a resume.
+        history: the epochs before a resume.
     """
 
     def __init__(
         self,
+        logged_steps: int = 0,
+        logged_epochs: int = 0,
         sizes: Callable[[int], BatchSizes] | None = None,
         rates: dict[str, float] | None = None,
         history: Iterable[dict[str, float]] = (),
-        logged_steps: int = 0,
     ) -> None:
         super().__init__(log_freq=_LOG_EVERY)
         # The base class sets the axis of the one or the other; here both are logged.
         wandb.define_metric("epoch/epoch")
         wandb.define_metric("epoch/*", step_metric="epoch/epoch")
-        self._sizes_of, self._rates, self._logged_steps = sizes, rates or {}, logged_steps
+        self._logged_steps, self._logged_epochs = logged_steps, logged_epochs
+        self._sizes_of, self._rates = sizes, rates or {}
         self._history = list(history)
         self._sizes: BatchSizes | None = None
         self._epoch = self._window = self._now = (0, 0.0)  # batches done in the epoch, and when
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.global_step = int(self.model.optimizer.iterations)
+        for epoch in self._history[self._logged_epochs :]:
+            _log({f"epoch/{name}": value for name, value in epoch.items()})
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._sizes = self._sizes_of(epoch) if self._sizes_of else None
