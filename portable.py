@@ -62,16 +62,18 @@ def _completed(file: Path) -> list[Record]:
         time.sleep(0.05)
 
 
-def write_sync_script(run_directory: Path, unsent: set[str]) -> None:
-    """Writes a shell script that uploads, in their order, the offline runs in `run_directory` and the online ones in `unsent`.
+def write_sync_script(run_directory: Path, run_ids: list[str], unsent: set[str]) -> None:
+    """Writes a shell script that uploads the offline parts of runs in `run_directory`, and the online ones of those in `unsent`.
 
-    Of runs that are given to it together, `wandb sync` may send the one that uses an artifact before the one that made it,
-    which then is nobody's; and it finds artifacts by their paths from the folder it runs in.
+    They go in the order of `run_ids`, parts of one run by their time. Of runs that are given to it together, `wandb sync` may
+    send the one that uses an artifact before the one that made it, which then is nobody's; and it finds artifacts by their
+    paths from the folder it runs in.
     """
-    script, stage = run_directory / SYNC_SCRIPT, run_directory / "wandb"
-    ids = [f"*run-*-{run_id}" for run_id in unsent]
-    folders = {folder for pattern in ("offline-run-*", *ids) for folder in stage.glob(pattern)}
-    if not folders:
+    names = []
+    for run_id in run_ids:
+        parts = [part.name for part in _parts(run_directory, run_id)]
+        names += [name for name in parts if name.startswith("offline-") or run_id in unsent]
+    if not names:
         return
     lines = [
         "# Uploads what W&B has not got yet, from wherever the run directory has been moved to.",
@@ -79,14 +81,16 @@ def write_sync_script(run_directory: Path, unsent: set[str]) -> None:
         "unset WANDB_SERVICE  # a notebook's, which would look for the files from the notebook's folder",
         f"command -v wandb > /dev/null || PATH=$PATH:{shlex.quote(str(Path(sys.executable).parent))}",
     ]
-    for name in [folder.name for folder in sorted(folders, key=_by_time)]:
+    for name in names:
         lines.append(f"wandb sync{'' if name.startswith('offline') else ' --include-online'} wandb/{name} || exit 1")
-    script.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (run_directory / SYNC_SCRIPT).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _by_time(folder: Path) -> str:
-    """The name of a run's folder from its time on."""
-    return folder.name.removeprefix("offline-")
+def _parts(run_directory: Path, run_id: str) -> list[Path]:
+    """The folders of a run by their time: run-YYYYMMDD_HHMMSS-ID, with offline- in front of what was logged offline."""
+    parts = {part: part.name.removeprefix("offline-") for part in (run_directory / "wandb").glob("*run-*")}
+    start = len("run-YYYYMMDD_HHMMSS-")
+    return sorted((part for part, name in parts.items() if name[start:] == run_id), key=lambda part: parts[part])
 
 
 def read_records(file: Path) -> Iterator[Record]:
@@ -111,8 +115,8 @@ def read_records(file: Path) -> Iterator[Record]:
 def last_value(run_directory: Path, run_id: str, name: str) -> float:
     """The last value of a number that a run has logged in `run_directory`, 0 where there is none."""
     value = 0.0
-    for folder in sorted((run_directory / "wandb").glob(f"*run-*-{run_id}"), key=_by_time):
-        for record in read_records(folder / f"run-{run_id}.wandb"):
+    for part in _parts(run_directory, run_id):
+        for record in read_records(part / f"run-{run_id}.wandb"):
             for item in record.history.item:
                 if "/".join(item.nested_key) == name or item.key == name:
                     value = float(json.loads(item.value_json))

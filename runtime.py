@@ -5,6 +5,7 @@ selects once, when it is first imported.
 """
 
 import contextlib
+import gc
 import os
 import re
 import resource
@@ -46,6 +47,12 @@ def set_up_devices() -> str:
     if gpus:
         return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
     return f"CPU, {os.cpu_count()} cores"
+
+
+def forget_earlier_models() -> None:
+    """Frees what Keras and Python still hold of models that are out of use: trainings in one process must not add up."""
+    tf_keras.backend.clear_session()
+    gc.collect()
 
 
 def has_gpu() -> bool:

@@ -169,7 +169,7 @@ class WandbRun(NoRun):
             run.finish(exit_code=exit_code)
         if run.offline:
             make_portable(self._about.directory, Path(run.dir).parent)
-        write_sync_script(self._about.directory, unsent)
+        write_sync_script(self._about.directory, list(_run_ids(self._about).values()), unsent)
 
     def where(self) -> list[str]:
         lines = [] if self._run.offline else [str(self._run.url)]
@@ -314,7 +314,7 @@ def _init(about: _About, job_type: Job, run_id: str | None = None) -> Any:
             x_file_transfer_retry_max=_NEVER_GIVE_UP,
         ),
     )
-    write_sync_script(about.directory, set())
+    write_sync_script(about.directory, list(_run_ids(about).values()), set())
     return run
 
 
@@ -326,14 +326,19 @@ def _resume(about: _About, run_id: str | None) -> Any:
 
 
 def _run_id(about: _About, job_type: Job) -> str:
-    """The id of a directory's run: new, or that of the runs that are gone on with."""
-    file = about.directory / _IDS
-    known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    """The id of a directory's run: new, or that of the run that is gone on with."""
+    known = _run_ids(about)
     if job_type not in known:
         given = os.environ.get("WANDB_RUN_ID") if job_type == "train" else None
         known[job_type] = given or secrets.token_hex(4)
-        write_atomically(file, json.dumps(known))
+        write_atomically(about.directory / _IDS, json.dumps(known))
     return known[job_type]
+
+
+def _run_ids(about: _About) -> dict[str, str]:
+    """The ids of a directory's runs by their job types, in the order of the jobs."""
+    file = about.directory / _IDS
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def _in_a_sweep() -> bool:

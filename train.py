@@ -57,6 +57,7 @@ from run_directory import (
 from scoring import Scorer
 from splits import Splits, load_splits
 from tracking import NoRun, choose_mode, start_run
+from wandb_callback import best_values
 
 _LABELS_SHOWN = 30
 _ROWS_AT_START = 1000  # scored before the first step
@@ -90,6 +91,7 @@ def train(config: Config) -> Result:
     _describe_balance(splits, balanced)
     _refuse_wrong_monitor(config, splits)
     device = runtime.set_up_devices()
+    runtime.forget_earlier_models()
     classifier = build_classifier(config, find_encoder(config), splits.task)
     classifier.set_output_bias(balanced.bias)
     if classifier.encoder.note:
@@ -194,8 +196,8 @@ def _score(job: Job, fit: Fit) -> tuple[Decision, list[str], dict[str, Scored]]:
 
 def _write_report(job: Job, decision: Decision, scored: dict[str, Scored], report: dict[str, Any]) -> Facts:
     """Writes predictions, plots, report.html and MODEL_CARD.md; returns what they tell of."""
-    history = job.run_directory / "history.csv"
-    drawn = [learning_curves(pd.read_csv(history))] if history.exists() else []
+    history = _history(job)
+    drawn = [] if history.empty else [learning_curves(history)]
     if scored:
         drawn += draw_scores(decision, scored)
     drawn += draw_data(job.splits.task, job.splits.parts, job.tokens, job.config.max_seq_length)
@@ -207,11 +209,19 @@ def _write_report(job: Job, decision: Decision, scored: dict[str, Scored], repor
     return facts
 
 
+def _history(job: Job) -> pd.DataFrame:
+    """The finished epochs, by history.csv."""
+    file = job.run_directory / "history.csv"
+    return pd.read_csv(file) if file.exists() else pd.DataFrame()
+
+
 def _log_jobs(job: Job, run: NoRun, facts: Facts) -> None:
     """Completes the W&B run of the training, and makes those of the saved model and of the scores."""
     config, directory, parts = job.config, job.run_directory, job.splits.parts
     run.log(lambda: dashboard.data_looks(job.splits.task, parts, config.log_examples))
-    run.summarize(numbers(facts.metrics, "train", *facts.scored))
+    epochs = _history(job).to_dict("records")
+    last = {f"epoch/{name}": value for record in epochs[-1:] for name, value in record.items()}
+    run.summarize({**last, **best_values(epochs), **numbers(facts.metrics, "train", *facts.scored)})
     if config.log_model:
         run.logs(lambda: artifacts.training(directory))
         with run.job("save") as saved:

@@ -5,7 +5,7 @@ import os
 import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class WandbCallback(WandbMetricsLogger):
         }
 
 
-def best_values(history: Iterable[dict[str, float]]) -> dict[str, float]:
+def best_values(history: Iterable[Mapping[Any, float]]) -> dict[str, float]:
     """The best value of each metric, as in "best/val_macro_f1": the lowest of losses and errors, the highest of others."""
     columns: dict[str, list[float]] = {}
     for logs in history:

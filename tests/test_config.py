@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,38 @@ def test_a_list_of_columns_holds_plain_names(names: list[object]) -> None:
 def test_a_pair_needs_room_for_both_texts() -> None:
     with pytest.raises(ConfigError, match="max_seq_length=4: a pair of texts needs 5 tokens or more"):
         parse("--data=x", "--text_pair_column=other", "--max_seq_length=4")
+
+
+def agent_arguments(parameters: dict[str, dict[str, Any]], choose: Callable[[list[Any]], Any]) -> list[str]:
+    """The command line that a sweep's agent makes of parameters: --key=value, as Python prints the value."""
+    values = {}
+    for key, parameter in parameters.items():
+        given = parameter.get("values") or [parameter[end] for end in ("value", "min", "max") if end in parameter]
+        values[key] = choose(given)
+    return [f"--{key}={value}" for key, value in values.items()]
+
+
+@pytest.mark.parametrize("sweep", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("choose", [lambda given: given[0], lambda given: given[-1]], ids=["first", "last"])
+def test_shipped_sweeps_try_what_train_accepts(sweep: Path, choose: Callable[[list[Any]], Any]) -> None:
+    described = yaml.safe_load(sweep.read_text(encoding="utf-8"))
+    assert described["program"] == "train.py"
+    assert described["command"][-1] == "${args}"
+    config, _ = parse_command_line(agent_arguments(described["parameters"], choose))
+    assert described["metric"]["name"].startswith("epoch/val_")
+    assert config.data
+
+
+def test_what_the_agents_of_sweeps_write_is_read() -> None:
+    given = {
+        "data": "x.csv",
+        "trainable": False,
+        "log_examples": True,
+        "freeze_layers": None,
+        "wandb_tags": ["a", "b"],
+        "label_column": ["joy", "love"],
+        "class_weight": {"joy": 2.0},
+    }
+    config, _ = parse_command_line([f"--{key}={value}" for key, value in given.items()])
+    assert (config.trainable, config.log_examples, config.freeze_layers) == (False, True, None)
+    assert (config.wandb_tags, config.label_columns, config.class_weight) == (["a", "b"], ["joy", "love"], {"joy": 2.0})

@@ -132,6 +132,7 @@ ALLOWED: dict[str, set[str]] = {
         "scoring",
         "splits",
         "tracking",
+        "wandb_callback",
     },
 }
 

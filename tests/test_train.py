@@ -1,6 +1,5 @@
 """train.py end to end, with a real tiny hub encoder on the bundled reviews."""
 
-import csv
 import json
 import os
 import shutil
@@ -410,11 +409,10 @@ def test_ctrl_c_keeps_what_is_trained(tiny_paths: EncoderPaths, tmp_path: Path) 
     assert serve(tmp_path / "run", ["it is good"])["label"].shape == (1,)
 
 
-def test_wandb_offline_logs_losses_metrics_and_rate_into_the_run_directory(
+def test_who_is_not_logged_in_to_wandb_is_told_how_to_upload_and_asked_nothing(
     tiny_paths: EncoderPaths, tmp_path: Path
 ) -> None:
-    """In a process of its own: W&B keeps global state."""
-    arguments = tiny_command(tiny_paths, tmp_path, "--epochs=2", "--wandb_tags=a,b", "--wandb_mode=auto")
+    arguments = tiny_command(tiny_paths, tmp_path, "--epochs=1", "--wandb_mode=auto")
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("WANDB_") or name == "WANDB_CONFIG_DIR"
     }
@@ -430,27 +428,7 @@ def test_wandb_offline_logs_losses_metrics_and_rate_into_the_run_directory(
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    [log] = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    assert f"W&B: wandb sync {log.parent}" in done.stdout
+    script = tmp_path / "run" / "wandb" / "sync.sh"
+    assert f"W&B: sh {script}" in done.stdout
+    assert script.exists()
     assert f'Use the model: python predict.py --model {tmp_path / "run"} "your text"' in done.stdout
-    recorded = read_wandb(log)
-    assert {"epoch/loss", "epoch/val_macro_f1", "epoch/learning_rate", "batch/loss", "batch/learning_rate"} <= recorded[
-        "history"
-    ]
-    assert {"learning_rate", "seed", "encoder"} <= recorded["config"]
-    assert {"valid/macro_f1", "train/examples_per_second"} <= recorded["summary"]
-    with SAMPLE.open(newline="", encoding="utf-8") as file:
-        longest = max((row["text"] for row in csv.DictReader(file)), key=len)
-    assert longest[:40].encode() not in log.read_bytes()  # no texts are sent
-
-
-def read_wandb(log: Path) -> dict[str, set[str]]:
-    """Names that the offline run's log holds, read with W&B's own tool."""
-    wandb = Path(sys.executable).with_name("wandb")
-    done = subprocess.run([wandb, "leet", "inspect", "--json", log], capture_output=True, text=True, check=True)
-    seen: dict[str, set[str]] = {"history": set(), "config": set(), "summary": set()}
-    for record in map(json.loads, done.stdout.splitlines()):
-        seen["history"] |= record.get("history", {}).get("item", {}).keys()
-        seen["config"] |= record.get("run", {}).get("config", {}).get("update", {}).keys()
-        seen["summary"] |= record.get("summary", {}).get("update", {}).keys()
-    return seen

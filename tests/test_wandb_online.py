@@ -168,7 +168,8 @@ def test_a_network_that_goes_away_costs_nothing(
     assert {name: run.exit_code for name, run in runs.items()} == {"train": 0, "save": 0, "evaluate": 0}
     assert {line["epoch/epoch"] for line in runs["train"].history if "epoch/epoch" in line} == {1, 2}
     assert "valid/rows" in runs["evaluate"].summary
-    assert "data/parts" in runs["train"].summary
+    assert {"data/parts", "best/val_f1", "epoch/val_f1", "valid/f1"} <= runs["train"].summary.keys()
+    assert [a.name for a in runs["train"].logged if a.type == "training"] == ["tickets-training"]
     model = next(artifact for artifact in runs["save"].logged if artifact.type == "model")
     assert model.files["model/saved_model.pb"] == (moved / "model" / "saved_model.pb").read_bytes()
     assert all(a.files.keys() == a.manifest["contents"].keys() for run in runs.values() for a in run.logged + run.used)
