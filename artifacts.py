@@ -1,7 +1,8 @@
 """What runs take in and give out as W&B artifacts: tables by their fingerprint, trained models by their files.
 
 The versions of a model share one name, after its training table. `best` is the version with the best score on the same
-validation rows; versions that are neither `best` nor `latest`, and that nobody gave a name or tag, are deleted. An online
+validation rows as the latest; of these, versions that are neither `best` nor `latest`, and that nobody gave a name or tag
+or linked to the registry, are deleted. An online
 training sees to that; after the upload of offline ones it is
 
     python artifacts.py team/hubtune/tickets-model
@@ -126,7 +127,7 @@ def settle(collection: str) -> list[str]:
     Raises:
         wandb.Error: the server does not answer, or refuses.
     """
-    versions = [version for version in wandb.Api().artifacts("model", collection) if version.metadata.keys() >= _KEYS]
+    versions = _compared(wandb.Api().artifacts("model", collection))
     best, done = _best(versions), []
     if best is not None and "best" not in best.aliases:
         best.aliases.append("best")
@@ -134,22 +135,25 @@ def settle(collection: str) -> list[str]:
         done.append(f"{best.name} is `best`: {best.metadata['monitor']} {best.metadata['score']:.4f}")
     for version in versions:
         names = {alias for alias in version.aliases if not _VERSION.fullmatch(alias)}
-        if version is not best and not names - {"best"} and not version.tags:
+        if version is not best and not names - {"best"} and not version.tags and not version.linked_artifacts:
             version.delete(delete_aliases=True)
-            done.append(f"{version.name} is deleted: neither `latest` nor `best`, and without another name or tag")
+            done.append(
+                f"{version.name} is deleted: neither `latest` nor `best`, and without another name, tag or link"
+            )
     return done
 
 
+def _compared(versions: Iterable[Any]) -> list[Any]:
+    """The versions that can be compared with the latest: same metric, same validation rows."""
+    ours = [version for version in versions if version.metadata.keys() >= _KEYS]
+    latest = next((version.metadata for version in ours if "latest" in version.aliases), None)
+    return [v for v in ours if latest and all(v.metadata[key] == latest[key] for key in ("monitor", "valid_rows"))]
+
+
 def _best(versions: list[Any]) -> Any | None:
-    """The best version of those whose scores compare with that of the present best: same metric, same validation rows."""
     scored = [version for version in versions if version.metadata["score"] is not None]
-    present = {alias: version for version in scored for alias in version.aliases if alias in {"best", "latest"}}
-    if not present:
-        return None
-    judge = present.get("best") or present["latest"]
-    same = [v for v in scored if all(v.metadata[key] == judge.metadata[key] for key in ("monitor", "valid_rows"))]
-    sign = -1 if judge.metadata["monitor"].endswith("loss") else 1
-    return max(same, key=lambda version: sign * version.metadata["score"])
+    sign = -1 if any(version.metadata["monitor"].endswith("loss") for version in scored) else 1
+    return max(scored, key=lambda version: sign * version.metadata["score"], default=None)
 
 
 if __name__ == "__main__":

@@ -291,6 +291,13 @@ class Config(BaseModel):
             raise ValueError("should be greater than 0, or null for all rows")
         return value
 
+    @field_validator("wandb_registry")
+    @classmethod
+    def _registry_and_collection(cls, value: str | None) -> str | None:
+        if value is not None and (not re.fullmatch(r"[^/\s]+/[^/\s]+", value) or value.startswith("wandb-registry-")):
+            raise ValueError("should be registry/collection, as in models/tickets")
+        return value
+
     @field_validator("run_name")
     @classmethod
     def _one_folder(cls, value: str | None) -> str | None:

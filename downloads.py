@@ -147,8 +147,8 @@ def _from_wandb(entity: str, project: str, name: str, alias: str) -> str:
 
     if _WANDB_VERSION.fullmatch(alias) and (cache_directory() / folder(alias)).is_dir():
         return str(cache_directory() / folder(alias))
-    if not wandb.login(prompt=False, verify=False):
-        raise PermissionError("nobody is logged in to W&B here")
+    if wandb.run is None and not wandb.login(prompt=False, verify=False):
+        raise PermissionError("nobody is logged in to W&B here, or WANDB_MODE is offline")
     artifact = wandb.Api(timeout=int(_SILENCE)).artifact(f"{entity}/{project}/{name}:{alias}", type="model")
 
     def fetch(directory: str) -> None:

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -133,7 +134,7 @@ def evaluate(
     more = {"evaluated": data, "environment": report["environment"]}
     with start_run(tracked, directory, mode, more, "evaluate", entity=_reference(model).get("entity")) as run:
         saved = classifier.directory.parent
-        if trained:
+        if trained and tracked.log_model:
             run.uses(lambda: artifacts.model(saved, _reference(model).get("name")))
         log_evaluation(run, directory, facts, {data: examples.identity()}, tracked.log_examples)
     for line in run.where():
@@ -168,11 +169,17 @@ def _tracked(model: str, saved: Path, trained: dict[str, Any], wandb_mode: str |
     """The options of the model's training, for the W&B run of its evaluation: in the training's project and group."""
     options = {key: value for key, value in trained.items() if key in Config.model_fields} or {"data": "-"}
     if trained:
-        named = json.loads((saved.parent / "metrics.json").read_text(encoding="utf-8")).get("run_name")
-        options["wandb_group"] = trained.get("wandb_group") or named
+        options["wandb_group"] = trained.get("wandb_group") or _run_name(saved)
     if "project" in _reference(model):
         options["wandb_project"] = _reference(model)["project"]
     return make_config(options | {"wandb_mode": wandb_mode or options.get("wandb_mode")})
+
+
+def _run_name(saved: Path) -> str:
+    """The name of a model's run, by which its W&B runs are grouped; W&B's copies lie in folders of other names."""
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        return str(json.loads((saved.parent / "metrics.json").read_text(encoding="utf-8"))["run_name"])
+    return saved.parent.name
 
 
 def _reference(model: str) -> dict[str, str]:

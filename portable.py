@@ -18,6 +18,7 @@ from pathlib import Path
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 SYNC_SCRIPT = Path("wandb", "sync.sh")  # in the run directory
+_UNSENT = "unsent"  # a file in a part's folder
 _PATIENCE = 10  # seconds
 _IDENT = 7  # bytes before the first block
 _BLOCK = 1 << 15
@@ -36,12 +37,12 @@ def make_portable(run_directory: Path, folder: Path) -> None:
         folder: the run's own in `run_directory`/wandb.
 
     Raises:
-        OSError: the file cannot be written anew, or W&B does not complete it; it is then left as it was.
+        OSError: the file cannot be written anew; it is then left as it was.
     """
     (file,) = folder.glob("*.wandb")
-    records, moved = _completed(file), []
+    moved: list[Record] = []
     folders = [base for base in (run_directory.absolute(), Path.cwd()) if run_directory.absolute().is_relative_to(base)]
-    for record in records:
+    for record in list(read_records(file)):
         moved.append(record)
         if any(entry.local_path for entry in record.artifact.manifest.contents):
             moved += [_seen_from(record, base) for base in folders]
@@ -50,40 +51,52 @@ def make_portable(run_directory: Path, folder: Path) -> None:
     os.replace(temporary, file)
 
 
-def _completed(file: Path) -> list[Record]:
-    """The records of a finished run: W&B's other process may still be writing the last of them."""
+def wait_for_the_end(part: Path) -> None:
+    """Waits until the file of a finished run is complete: W&B's other process may still be writing it.
+
+    Raises:
+        TimeoutError: it is not.
+    """
     until = time.monotonic() + _PATIENCE
-    while True:
-        records = list(read_records(file))
-        if records and records[-1].HasField("exit"):
-            return records
+    while not _has_ended(part):
         if time.monotonic() > until:
-            raise TimeoutError(f"{file} has no end")
+            raise TimeoutError(f"{part} has no end")
         time.sleep(0.05)
 
 
-def write_sync_script(run_directory: Path, run_ids: list[str], unsent: set[str]) -> None:
-    """Writes a shell script that uploads the offline parts of runs in `run_directory`, and the online ones of those in `unsent`.
+def mark_unsent(part: Path) -> None:
+    """Notes that an online part of a run was not sent to its end."""
+    (part / _UNSENT).touch()
+
+
+def write_sync_script(run_directory: Path, run_ids: list[str]) -> None:
+    """Writes a shell script that uploads what W&B may not have: offline parts of runs, and online ones that are marked as unsent
+    or have no end, as those of a killed process. Where there are none, there is no script.
 
     They go in the order of `run_ids`, parts of one run by their time. Of runs that are given to it together, `wandb sync` may
     send the one that uses an artifact before the one that made it, which then is nobody's; and it finds artifacts by their
     paths from the folder it runs in.
     """
-    names = []
-    for run_id in run_ids:
-        parts = [part.name for part in _parts(run_directory, run_id)]
-        names += [name for name in parts if name.startswith("offline-") or run_id in unsent]
-    if not names:
-        return
     lines = [
         "# Uploads what W&B has not got yet, from wherever the run directory has been moved to.",
         'cd "$(dirname "$0")/.." || exit 1',
         "unset WANDB_SERVICE  # a notebook's, which would look for the files from the notebook's folder",
         f"command -v wandb > /dev/null || PATH=$PATH:{shlex.quote(str(Path(sys.executable).parent))}",
     ]
-    for name in names:
-        lines.append(f"wandb sync{'' if name.startswith('offline') else ' --include-online'} wandb/{name} || exit 1")
-    (run_directory / SYNC_SCRIPT).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    head, script = len(lines), run_directory / SYNC_SCRIPT
+    for part in [part for run_id in run_ids for part in _parts(run_directory, run_id)]:
+        if part.name.startswith("offline-"):
+            lines.append(f"wandb sync wandb/{part.name} || exit 1")
+        elif (part / _UNSENT).exists() or not _has_ended(part):
+            lines.append(f"wandb sync --include-online wandb/{part.name} || exit 1")
+    if len(lines) > head:
+        script.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        script.unlink(missing_ok=True)
+
+
+def _has_ended(part: Path) -> bool:
+    return any(record.HasField("exit") for file in part.glob("*.wandb") for record in read_records(file))
 
 
 def _parts(run_directory: Path, run_id: str) -> list[Path]:

@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import wandb
 
 from config import Config, ConfigError
-from portable import SYNC_SCRIPT, last_value, make_portable, write_sync_script
+from portable import SYNC_SCRIPT, last_value, make_portable, mark_unsent, wait_for_the_end, write_sync_script
 from run_directory import write_atomically
 from wandb_callback import WandbCallback, reason, tell
 
 _INIT_SECONDS = 30
+_ANSWER_SECONDS = 10
 _FINISH_SECONDS = 120  # for what is not uploaded at a run's end
 _NEVER_GIVE_UP = 1_000_000  # tries
 _STAGE = "WANDB_DATA_DIR"
@@ -94,12 +95,15 @@ class WandbRun(NoRun):
     def __init__(self, about: _About, run: Any, job_type: Job, owned: bool) -> None:
         self._about, self._run, self._job_type, self._owned = about, run, job_type, owned
         self._done: list[Callable[[Any], object]] = []  # online, and again offline when the server fails
+        self._given: set[str] = set()  # digests of the artifacts that come out of the run
         self._failed = False
 
     def job(self, job_type: Job) -> AbstractContextManager[NoRun]:
         if not self._owned or _in_a_sweep():
             return contextlib.nullcontext(self)
-        return WandbRun(self._about, _open(self._about, job_type), job_type, owned=True)
+        with _told(f"there is no run for {job_type}"):
+            return WandbRun(self._about, _open(self._about, job_type), job_type, owned=True)
+        return NoRun()
 
     def callbacks(self, **arguments: Any) -> list[Any]:
         if self._about.resumed:
@@ -114,11 +118,21 @@ class WandbRun(NoRun):
         self._do("the summary", lambda run: run.summary.update(values))
 
     def uses(self, make: Callable[[], wandb.Artifact]) -> None:
-        self._do("an artifact", lambda run: _use_artifact(run, make()))
+        def use(run: Any) -> None:
+            artifact = make()
+            if artifact.digest not in self._given:  # where all jobs are one run
+                _use_artifact(run, artifact)
+
+        self._do("an artifact", use)
 
     def logs(self, make: Callable[[], wandb.Artifact], after: Callable[[wandb.Artifact], None] | None = None) -> None:
         kept: list[wandb.Artifact] = []
-        self._do("an artifact", lambda run: kept.append(_log_artifact(run, make())))
+
+        def log(run: Any) -> None:
+            kept.append(_log_artifact(run, make()))
+            self._given.add(kept[-1].digest)
+
+        self._do("an artifact", log)
         if kept and after and not self._run.offline:
             with _told("the versions are not settled"):
                 after(kept[0])
@@ -129,11 +143,13 @@ class WandbRun(NoRun):
             return
         with _told(f"{what} cannot be logged"):
             try:
-                if not self._run.offline:  # what waits for a server in vain can keep a run from ending
-                    wandb.login(prompt=False, verify=True)
+                if not self._run.offline:
+                    wandb.Api(
+                        timeout=_ANSWER_SECONDS
+                    )  # asks the server: what waits for it in vain can keep a run from ending
                 action(self._run)
             except Exception as error:  # W&B's and those of its network libraries
-                if self._run.offline:
+                if self._run.offline or not self._owned:
                     raise
                 self._fail(error)
 
@@ -149,30 +165,30 @@ class WandbRun(NoRun):
             with _told("the run is not complete"):
                 self._close(int(failed))
         finally:
-            if wandb.run is None:  # it was the last of the job's runs
-                os.environ.pop(_STAGE)
-                os.environ |= {} if self._about.users_stage is None else {_STAGE: self._about.users_stage}
+            _restore_stage(self._about)
+            with _told("there is no sync.sh"):
+                write_sync_script(self._about.directory, list(_run_ids(self._about).values()))
 
     def _close(self, exit_code: int) -> None:
-        run, unsent = self._run, set()
+        run = self._run
         try:
             run.finish(exit_code=exit_code)
         except TimeoutError as error:
             self._fail(error)
-            # The numbers of a training are in the online part alone; of other jobs all is in the offline part.
-            unsent = {run.id} if self._job_type == "train" else set()
+            if self._job_type == "train":  # its numbers are in this part alone; of other jobs all is done again
+                mark_unsent(Path(run.dir).parent)
         if self._failed:
             run = _init(self._about, self._job_type, run_id=run.id)
             for action in self._done:
                 with _told("a part of the run cannot be kept offline"):
                     action(run)
             run.finish(exit_code=exit_code)
+        wait_for_the_end(Path(run.dir).parent)
         if run.offline:
             make_portable(self._about.directory, Path(run.dir).parent)
-        write_sync_script(self._about.directory, list(_run_ids(self._about).values()), unsent)
 
     def where(self) -> list[str]:
-        lines = [] if self._run.offline else [str(self._run.url)]
+        lines = [str(self._run.url)] if self._run.url and not self._run.offline else []
         script = self._about.directory / SYNC_SCRIPT
         if script.exists():
             lines.append(f"sh {shlex.quote(str(script))}  (uploads what is kept offline)")
@@ -188,17 +204,30 @@ def _log_artifact(run: Any, artifact: wandb.Artifact) -> wandb.Artifact:
 
 
 def _use_artifact(run: Any, artifact: wandb.Artifact) -> None:
-    """Names an artifact as the run's input, by what W&B's own `use_artifact` does with something that is not from the server: but
-    that refuses offline runs, waits without end online, and makes an older model `latest` again."""
+    """Names an artifact as the run's input: of a model the version on the server, of others the server makes one if need be.
+
+    `use_artifact` refuses offline runs, and waits without end for what is not on the server; what it calls does neither.
+    """
     artifact.finalize()
-    aliases = [] if artifact.type == "model" else ["latest"]
     record = {"is_user_created": True, "use_after_commit": True}
     if run.offline:
+        aliases = [] if artifact.type == "model" else ["latest"]
         run._interface.publish_artifact(run, artifact, aliases, **record)
-        return
-    answer = run._interface.deliver_artifact(run, artifact, aliases, **record).wait_or(timeout=_FINISH_SECONDS)
-    if reason := answer.response.log_artifact_response.error_message:
-        raise wandb.Error(reason)
+    elif artifact.type == "model":  # made anew, a version that was deleted would be `latest`
+        same = None
+        with contextlib.suppress(ValueError):  # what W&B makes of a name that nothing has yet
+            versions = wandb.Api().artifacts("model", f"{run.entity}/{run.project}/{artifact.name}")
+            same = next((version for version in versions if version.digest == artifact.digest), None)
+        if same is None:
+            print(
+                f"W&B: {artifact.name} has no version of this model, which the run would name as its input", flush=True
+            )
+        else:
+            run.use_artifact(same)
+    else:
+        answer = run._interface.deliver_artifact(run, artifact, ["latest"], **record).wait_or(timeout=_FINISH_SECONDS)
+        if reason := answer.response.log_artifact_response.error_message:
+            raise wandb.Error(reason)
 
 
 @contextlib.contextmanager
@@ -214,13 +243,15 @@ def choose_mode(config: Config) -> Mode:
     """Turns `auto` into W&B's own WANDB_MODE, else online when somebody is logged in, else offline.
 
     Raises:
-        ConfigError: `online` is asked for and nobody is logged in.
+        ConfigError: `online` is asked for and nobody is logged in, or a WANDB_ variable has a value that W&B does not take.
     """
+    if wandb.run is not None:  # the caller's
+        return "offline" if wandb.run.offline else "online"
     wanted = os.environ.get("WANDB_MODE", "auto") if config.wandb_mode == "auto" else config.wandb_mode
-    if wanted == "disabled":
-        return "disabled"
-    if wanted == "offline":
-        return "offline"
+    if wanted not in {"auto", "online", "offline", "disabled"}:
+        raise ConfigError(f"WANDB_MODE={wanted}: should be online, offline or disabled")
+    if wanted in {"disabled", "offline"}:
+        return cast(Mode, wanted)
     try:
         logged_in = wandb.login(prompt=False, verify=True)
     except wandb.errors.UsageError:  # there is no key
@@ -228,6 +259,8 @@ def choose_mode(config: Config) -> Mode:
     except wandb.Error as error:
         print(f"W&B cannot be used ({reason(error)}): the runs are kept offline", flush=True)
         return "offline"
+    except ValueError as error:
+        raise ConfigError(f"W&B does not take its WANDB_ variables: {' '.join(str(error).split())[:200]}") from error
     if wanted == "online" and not logged_in:
         raise ConfigError(
             "wandb_mode=online: nobody is logged in to W&B here; run `wandb login`, or set auto or offline"
@@ -263,22 +296,48 @@ def start_run(
         return WandbRun(about, wandb.run, job_type, owned=False)
     if mode == "online":
         print("Connecting to W&B", flush=True)
-    return WandbRun(about, _open(about, job_type), job_type, owned=True)
+    try:
+        return WandbRun(about, _open(about, job_type), job_type, owned=True)
+    except OSError as error:
+        tell("there is no run", error)
+        return NoRun()
 
 
 def _open(about: _About, job_type: Job) -> Any:
+    """The run of a job, offline where the server fails.
+
+    Raises:
+        ConfigError: W&B refuses what it is to be.
+    """
     try:
-        return _init(about, job_type)
+        try:
+            return _init(about, job_type)
+        except wandb.errors.CommError as error:
+            if about.mode == "offline":
+                raise
+            _lost(about, error)
+            _let_go_of_the_id()
+            return _init(about, job_type)
     except (wandb.Error, ValueError) as error:
-        if about.mode == "offline" or isinstance(error, wandb.errors.UsageError | ValueError):
-            raise ConfigError(
-                f"W&B does not take this run ({reason(error)}): change wandb_project, wandb_group or wandb_tags, or set "
-                "WANDB_ENTITY for a team and WANDB_RESUME=allow for a run that exists"
-            ) from error
-        _lost(about, error)
-        if wandb.run is None:
-            wandb.teardown()  # W&B's other process may still hold the run's id
-        return _init(about, job_type)
+        _restore_stage(about)
+        _let_go_of_the_id()
+        raise ConfigError(
+            f"W&B does not take this run ({reason(error)}): change wandb_project (a team's name goes into WANDB_ENTITY), "
+            "wandb_group or wandb_tags, or set WANDB_RESUME=allow for a run that exists"
+        ) from error
+
+
+def _let_go_of_the_id() -> None:
+    """W&B's other process holds the id of a run that did not start, as long as it lives."""
+    if wandb.run is None:
+        wandb.teardown()
+
+
+def _restore_stage(about: _About) -> None:
+    """Puts WANDB_DATA_DIR back where it was, with the last of the job's runs."""
+    if wandb.run is None:
+        os.environ.pop(_STAGE, None)
+        os.environ |= {} if about.users_stage is None else {_STAGE: about.users_stage}
 
 
 def _init(about: _About, job_type: Job, run_id: str | None = None) -> Any:
@@ -297,9 +356,9 @@ def _init(about: _About, job_type: Job, run_id: str | None = None) -> Any:
         name=name if job_type == "train" else f"{name}-{job_type}",
         job_type=job_type,
         id=run_id or _run_id(about, job_type),
-        resume=_resume(about, run_id),
+        resume=_resume(about, job_type, run_id),
         reinit="create_new" if wandb.run else None,
-        dir=about.directory,
+        dir=about.directory.absolute(),
         mode=about.mode,
         config={**config.model_dump(), **about.facts},
         settings=wandb.Settings(
@@ -309,20 +368,21 @@ def _init(about: _About, job_type: Job, run_id: str | None = None) -> Any:
             init_timeout=_INIT_SECONDS,
             finish_timeout=_FINISH_SECONDS,
             finish_timeout_raises=True,
-            x_graphql_retry_max=_NEVER_GIVE_UP,  # of itself: a network may be away for long
-            x_file_stream_retry_max=_NEVER_GIVE_UP,
+            x_file_stream_retry_max=_NEVER_GIVE_UP,  # of itself: a network may be away for long
             x_file_transfer_retry_max=_NEVER_GIVE_UP,
         ),
     )
-    write_sync_script(about.directory, list(_run_ids(about).values()), set())
+    write_sync_script(about.directory, list(_run_ids(about).values()))
     return run
 
 
-def _resume(about: _About, run_id: str | None) -> Any:
+def _resume(about: _About, job_type: Job, run_id: str | None) -> Any:
     """What W&B does with a run of the same id that it has already; a sweep's is there before it begins."""
     if about.resumed or run_id:
         return "allow"
-    return None if _in_a_sweep() else os.environ.get("WANDB_RESUME", "never")
+    if _in_a_sweep():
+        return None
+    return os.environ.get("WANDB_RESUME", "never") if job_type == "train" else "never"
 
 
 def _run_id(about: _About, job_type: Job) -> str:
@@ -337,8 +397,10 @@ def _run_id(about: _About, job_type: Job) -> str:
 
 def _run_ids(about: _About) -> dict[str, str]:
     """The ids of a directory's runs by their job types, in the order of the jobs."""
-    file = about.directory / _IDS
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        ids: dict[str, str] = json.loads((about.directory / _IDS).read_text(encoding="utf-8"))
+        return ids
+    return {}
 
 
 def _in_a_sweep() -> bool:

@@ -45,16 +45,15 @@ class WandbCallback(WandbMetricsLogger):
         # The base class sets the axis of the one or the other; here both are logged.
         wandb.define_metric("epoch/epoch")
         wandb.define_metric("epoch/*", step_metric="epoch/epoch")
-        self._logged_steps, self._logged_epochs = logged_steps, logged_epochs
-        self._sizes_of, self._rates = sizes, rates or {}
+        self._sizes_of, self._rates, self._logged_steps = sizes, rates or {}, logged_steps
         self._history = list(history)
+        for epoch in self._history[logged_epochs:]:
+            _log({f"epoch/{name}": value for name, value in epoch.items()})
         self._sizes: BatchSizes | None = None
         self._epoch = self._window = self._now = (0, 0.0)  # batches done in the epoch, and when
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.global_step = int(self.model.optimizer.iterations)
-        for epoch in self._history[self._logged_epochs :]:
-            _log({f"epoch/{name}": value for name, value in epoch.items()})
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._sizes = self._sizes_of(epoch) if self._sizes_of else None
@@ -126,6 +125,6 @@ def tell(what: str, error: Exception) -> None:
 
 def reason(error: Exception) -> str:
     """An error in one line, without the API key that it may quote."""
-    line = " ".join(str(error).split()).split(" Consider ")[0][:200] or type(error).__name__
+    line = " ".join(str(error).split()).split(" Consider ")[0] or type(error).__name__
     key = wandb.setup().settings.api_key
-    return line.replace(key, "***") if key else line
+    return (line.replace(key, "***") if key else line)[:200]

@@ -38,7 +38,11 @@ def mode_in_a_fresh_process(wandb_mode: str, home: Path, **environment: str) -> 
     ("wandb_mode", "environment", "expected"),
     [
         ("auto", {}, "offline"),
-        ("auto", {"WANDB_API_KEY": "0" * 40}, "online"),
+        (
+            "auto",
+            {"WANDB_MODE": "offlin"},
+            "config.ConfigError: WANDB_MODE=offlin: should be online, offline or disabled",
+        ),
         ("auto", {"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "offline"}, "offline"),
         ("auto", {"WANDB_MODE": "disabled"}, "disabled"),
         ("offline", {"WANDB_API_KEY": "0" * 40}, "offline"),
@@ -74,7 +78,7 @@ def test_a_run_that_cannot_start_online_is_kept_offline(
 @pytest.mark.parametrize("options", [{"wandb_project": "a/b"}, {"wandb_tags": ["x" * 70]}])
 def test_what_wandb_refuses_is_one_line(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(
-        ConfigError, match="W&B does not take this run .*change wandb_project, wandb_group or wandb_tags"
+        ConfigError, match="W&B does not take this run .*change wandb_project .*, wandb_group or wandb_tags"
     ):
         tracking.start_run(Config(data="-", **options), tmp_path, "offline", {})
 

@@ -136,9 +136,11 @@ def test_the_best_and_the_last_version_stay_and_those_with_a_name(logged_in: Wan
             with artifact.new_file("weights") as file:
                 file.write(str(number))
             run.log_artifact(artifact, aliases=["kept"] if number == 2 else []).wait()
+            if number == 0:
+                artifact.link("wandb-registry-models/linked")
             artifacts.settle("tester/versions/m")
     left = {a.version: set(a.aliases) for a in logged_in.artifacts if a.project == "versions" and a.name == "m"}
-    assert left == {1: {"best"}, 2: {"kept"}, 5: {"latest"}}
+    assert left == {0: set(), 1: {"best"}, 2: {"kept"}, 4: set(), 5: {"latest"}}
     assert artifacts.settle("tester/versions/m") == []
 
 
@@ -175,21 +177,61 @@ def test_a_network_that_goes_away_costs_nothing(
     assert all(a.files.keys() == a.manifest["contents"].keys() for run in runs.values() for a in run.logged + run.used)
 
 
+def test_a_server_that_is_lost_between_two_steps_does_not_keep_a_run_from_ending(
+    logged_in: WandbServer, tmp_path: Path
+) -> None:
+    identity = {"rows": 1, "columns": ["text"], "sha256": "0"}
+    config = Config(data="-", wandb_group="lost")
+    with tracking.start_run(config, tmp_path, "online", {}) as run, run.job("evaluate") as evaluated:
+        logged_in.hang_up()
+        evaluated.uses(lambda: artifacts.dataset("lost.csv", identity))
+        evaluated.summarize({"score": 1})
+    logged_in.listen_again()
+    sync(logged_in, "sh wandb/sync.sh", tmp_path)
+    runs = runs_of(logged_in, "lost")
+    assert [artifact.name for artifact in runs["evaluate"].used] == ["lost-data"]
+    assert runs["evaluate"].summary["score"] == 1
+    assert {run.exit_code for run in runs.values()} == {0}
+
+
+def test_what_the_server_lacks_of_an_earlier_process_stays_in_the_script(
+    logged_in: WandbServer, tmp_path: Path
+) -> None:
+    config = Config(data="-", wandb_group="twice")
+    with tracking.start_run(config, tmp_path, "online", {}):
+        logged_in.hang_up()
+        wandb.log({"number": 1})
+    logged_in.listen_again()
+    with tracking.start_run(config, tmp_path, "online", {}, resumed=True):
+        wandb.log({"number": 2})
+    sync(logged_in, "sh wandb/sync.sh", tmp_path)
+    assert {line["number"] for line in runs_of(logged_in, "twice")["train"].history} == {1, 2}
+
+
+def test_beside_a_run_of_the_callers_its_mode_counts_and_it_stays_open(logged_in: WandbServer, tmp_path: Path) -> None:
+    config = Config(data="-", wandb_mode="online")
+    with wandb.init(project="mine", mode="online", dir=tmp_path, settings=wandb.Settings(console="off")) as own:
+        assert tracking.choose_mode(config) == "online"
+        with tracking.start_run(config, tmp_path, "online", {}) as run:
+            logged_in.hang_up()
+            run.log(lambda: {"table": wandb.Table(columns=["a"], data=[[1]])})
+            logged_in.listen_again()
+            run.summarize({"score": 1})
+        assert wandb.run is own
+    assert logged_in.runs[own.id].summary["score"] == 1
+
+
 def test_a_server_that_fails_for_a_while_gets_everything_in_the_end(
-    logged_in: WandbServer, tiny_paths: EncoderPaths, table: Path, monkeypatch: pytest.MonkeyPatch
+    logged_in: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "_FINISH_SECONDS", 60)
-    best_values = wandb_callback.best_values
-
-    def fail(history: Any) -> dict[str, float]:
+    with tracking.start_run(Config(data="-", wandb_group="failing"), tmp_path, "online", {}):
         logged_in.fail(500)
         threading.Timer(3, logged_in.fail, [None]).start()
-        return best_values(history)
-
-    monkeypatch.setattr(wandb_callback, "best_values", fail)
-    train(settings(tiny_paths, table, "failing", epochs=1, seed=2, log_model=False))
+        for number in range(3):
+            wandb.log({"number": number})
     run = runs_of(logged_in, "failing")["train"]
-    assert [line["epoch/epoch"] for line in run.history if "epoch/epoch" in line] == [1]
+    assert [line["number"] for line in run.history] == [0, 1, 2]
     assert run.exit_code == 0
 
 

@@ -349,6 +349,13 @@ class WandbServer:
         self.links.append(link)
         return {"versionIndex": link.version, "artifactMembership": self._membership(link)}
 
+    def _on_FetchLinkedArtifacts(self, asked: Node) -> Node:
+        artifact = self._by_id(asked["artifactID"])
+        nodes = [self._membership(place) for place in (artifact, *self.links) if place.id == artifact.id]
+        for node in nodes[1:]:
+            node["artifactCollection"] = node["artifactCollection"] | {"__typename": "ArtifactPortfolio"}
+        return {"artifact": {"artifactMemberships": _pages(nodes)}}
+
     def _on_FetchOrgInfoFromEntity(self, asked: Node) -> Node:
         organization = {"name": "Testers", "orgEntity": {"name": f"org-of-{asked['entity']}"}}
         return {"entity": {"organization": organization, "user": None}}
