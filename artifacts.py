@@ -43,6 +43,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 import wandb
 
 _KEYS = {"monitor", "score", "valid_rows"}  # in the metadata of our models
+_SLOWEST = 250_000  # bytes a second of an upload that is still waited for
 _VERSION = re.compile(r"v\d+")
 _LONGEST = 100  # characters of a table's name in that of an artifact
 
@@ -103,6 +104,57 @@ def _add(artifact: wandb.Artifact, files: Iterable[Path]) -> None:
     for file in files:
         if file.exists():
             artifact.add_file(str(file), policy="immutable", skip_cache=True)
+
+
+def log(run: Any, artifact: wandb.Artifact, patience: int) -> wandb.Artifact:
+    """Gives an artifact out of a run as `latest`, and online waits until the server has it.
+
+    Args:
+        run: W&B's.
+        patience: seconds to wait, beside the time for its bytes.
+
+    Raises:
+        wandb.Error, ValueError: it does not get there.
+    """
+    run.log_artifact(artifact)
+    if not run.offline:
+        artifact.wait(timeout=patience + artifact.size // _SLOWEST)
+    return artifact
+
+
+def use(run: Any, artifact: wandb.Artifact, patience: int) -> None:
+    """Names an artifact as a run's input: of a model the version on the server, of others the server makes one if need be.
+
+    W&B's `use_artifact` refuses offline runs, and waits without end for what is not on the server; what it calls does neither.
+
+    Raises:
+        wandb.Error, TimeoutError: it does not get there.
+    """
+    artifact.finalize()
+    record = {"is_user_created": True, "use_after_commit": True}
+    if run.offline:
+        aliases = [] if artifact.type == "model" else ["latest"]
+        run._interface.publish_artifact(run, artifact, aliases, **record)
+    elif artifact.type == "model":  # made anew, a version that was deleted would be `latest`
+        same = _same(run, artifact)
+        if same is None:
+            print(
+                f"W&B: {artifact.name} has no version of this model, which the run would name as its input", flush=True
+            )
+        else:
+            run.use_artifact(same)
+    else:
+        answer = run._interface.deliver_artifact(run, artifact, ["latest"], **record).wait_or(timeout=patience)
+        if reason := answer.response.log_artifact_response.error_message:
+            raise wandb.Error(reason)
+
+
+def _same(run: Any, artifact: wandb.Artifact) -> Any | None:
+    """The version on the server that has the content of an artifact."""
+    with contextlib.suppress(ValueError):  # what W&B makes of a name that nothing has yet
+        versions = wandb.Api().artifacts(artifact.type, f"{run.entity}/{run.project}/{artifact.name}")
+        return next((version for version in versions if version.digest == artifact.digest), None)
+    return None
 
 
 def keep(artifact: wandb.Artifact, registry: str | None) -> None:

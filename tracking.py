@@ -6,6 +6,7 @@ open already, it is that one run. What W&B, its server or a full disk refuse is 
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import shlex
@@ -18,18 +19,21 @@ from typing import Any, Literal, Self, cast
 
 import wandb
 
+import artifacts
 from config import Config, ConfigError
 from portable import SYNC_SCRIPT, last_value, make_portable, mark_unsent, wait_for_the_end, write_sync_script
 from run_directory import write_atomically
 from wandb_callback import WandbCallback, reason, tell
 
+logging.getLogger("opentelemetry").setLevel(
+    logging.CRITICAL
+)  # W&B's telemetry, which a lost network makes talk at the end
 _INIT_SECONDS = 30
 _ANSWER_SECONDS = 10
 _FINISH_SECONDS = 120  # for what is not uploaded at a run's end
 _NEVER_GIVE_UP = 1_000_000  # tries
 _STAGE = "WANDB_DATA_DIR"
 _IDS = Path("wandb", "ids.json")
-_SLOWEST = 250_000  # bytes a second of an upload that is still waited for
 Mode = Literal["online", "offline", "disabled"]
 Job = Literal["train", "save", "evaluate"]
 
@@ -121,7 +125,7 @@ class WandbRun(NoRun):
         def use(run: Any) -> None:
             artifact = make()
             if artifact.digest not in self._given:  # where all jobs are one run
-                _use_artifact(run, artifact)
+                artifacts.use(run, artifact, _FINISH_SECONDS)
 
         self._do("an artifact", use)
 
@@ -129,7 +133,7 @@ class WandbRun(NoRun):
         kept: list[wandb.Artifact] = []
 
         def log(run: Any) -> None:
-            kept.append(_log_artifact(run, make()))
+            kept.append(artifacts.log(run, make(), _FINISH_SECONDS))
             self._given.add(kept[-1].digest)
 
         self._do("an artifact", log)
@@ -193,41 +197,6 @@ class WandbRun(NoRun):
         if script.exists():
             lines.append(f"sh {shlex.quote(str(script))}  (uploads what is kept offline)")
         return lines
-
-
-def _log_artifact(run: Any, artifact: wandb.Artifact) -> wandb.Artifact:
-    """Logs an artifact as `latest`, and online waits until the server has it."""
-    run.log_artifact(artifact)
-    if not run.offline:
-        artifact.wait(timeout=_FINISH_SECONDS + artifact.size // _SLOWEST)
-    return artifact
-
-
-def _use_artifact(run: Any, artifact: wandb.Artifact) -> None:
-    """Names an artifact as the run's input: of a model the version on the server, of others the server makes one if need be.
-
-    `use_artifact` refuses offline runs, and waits without end for what is not on the server; what it calls does neither.
-    """
-    artifact.finalize()
-    record = {"is_user_created": True, "use_after_commit": True}
-    if run.offline:
-        aliases = [] if artifact.type == "model" else ["latest"]
-        run._interface.publish_artifact(run, artifact, aliases, **record)
-    elif artifact.type == "model":  # made anew, a version that was deleted would be `latest`
-        same = None
-        with contextlib.suppress(ValueError):  # what W&B makes of a name that nothing has yet
-            versions = wandb.Api().artifacts("model", f"{run.entity}/{run.project}/{artifact.name}")
-            same = next((version for version in versions if version.digest == artifact.digest), None)
-        if same is None:
-            print(
-                f"W&B: {artifact.name} has no version of this model, which the run would name as its input", flush=True
-            )
-        else:
-            run.use_artifact(same)
-    else:
-        answer = run._interface.deliver_artifact(run, artifact, ["latest"], **record).wait_or(timeout=_FINISH_SECONDS)
-        if reason := answer.response.log_artifact_response.error_message:
-            raise wandb.Error(reason)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "accumulation": {"runtime"},
     "wandb_callback": {"data", "runtime"},
     "portable": set(),
-    "tracking": {"config", "portable", "run_directory", "wandb_callback"},
+    "tracking": {"artifacts", "config", "portable", "run_directory", "wandb_callback"},
     "artifacts": {"command_line", "config"},
     "dashboard": {"curves", "decision", "examples", "looks", "plots", "results", "tasks"},
     "scoring": {"data", "runtime"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -432,3 +433,13 @@ def test_who_is_not_logged_in_to_wandb_is_told_how_to_upload_and_asked_nothing(
     assert f"W&B: sh {script}" in done.stdout
     assert script.exists()
     assert f'Use the model: python predict.py --model {tmp_path / "run"} "your text"' in done.stdout
+
+
+@pytest.mark.slow
+def test_trainings_in_one_process_do_not_add_up_in_memory(tiny_paths: EncoderPaths, tmp_path: Path) -> None:
+    sizes = []
+    for trial in range(20):
+        train(tiny_settings(tiny_paths, tmp_path, run_name=f"trial-{trial}", epochs=1, wandb_mode="offline"))
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        sizes.append(pages * resource.getpagesize() / 1e6)
+    assert sizes[-1] < sizes[4] + 50, sizes  # a model that is kept takes 65 MB

@@ -10,19 +10,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import wandb
 from conftest import SAMPLE, tiny_settings
 from wandb_server import Run, WandbServer
 
+import dashboard
+from config import Config
+from decision import plain_decision
 from evaluation import evaluate
+from examples import read_examples
 from portable import read_records
+from results import score_unseen
 from spec import EncoderPaths
-from train import train
+from tasks import Task
+from train import Result, train
 
 WANDB = str(Path(sys.executable).with_name("wandb"))
 SECRET_TEXT = "zebra quartz"
+
+pytestmark = pytest.mark.xdist_group("wandb jobs")  # one process, whose fixture the tests share
 
 
 @pytest.fixture
@@ -208,3 +217,16 @@ def test_plain_wandb_sync_finds_every_byte(
         shutil.move(away, offline_run)
     assert {"tickets-model", "tickets-training"} <= {artifact.name for artifact in server.artifacts}
     assert all(a.files.keys() == a.manifest["contents"].keys() for a in server.artifacts)
+
+
+def test_texts_are_in_the_tables_when_they_are_asked_for(trained: Result) -> None:
+    table = str(trained.run_directory.parent / "test.csv")
+    examples = read_examples(table, Config(data=table))
+    frame = pd.read_csv(table, keep_default_na=False)
+    task = Task("binary", ["negative", "positive"])
+    decision = plain_decision(task)
+    scored = {"test": score_unseen(decision, examples, np.zeros((len(examples), 1), np.float32))}
+    rows = dashboard.scores(decision, scored, texts=True)["test/rows"].get_dataframe()
+    assert rows["text"].tolist() == frame["text"].tolist()
+    head = dashboard.data_looks(task, {"train": examples}, texts=True)["data/head"].get_dataframe()
+    assert head["text"].tolist() == frame["text"].tolist()[:100]
