@@ -25,9 +25,8 @@ from portable import SYNC_SCRIPT, last_value, make_portable, mark_unsent, wait_f
 from run_directory import write_atomically
 from wandb_callback import WandbCallback, reason, tell
 
-logging.getLogger("opentelemetry").setLevel(
-    logging.CRITICAL
-)  # W&B's telemetry, which a lost network makes talk at the end
+# W&B's telemetry would talk of a lost network at the end.
+logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 _INIT_SECONDS = 30
 _ANSWER_SECONDS = 10
 _FINISH_SECONDS = 120  # for what is not uploaded at a run's end
@@ -148,9 +147,8 @@ class WandbRun(NoRun):
         with _told(f"{what} cannot be logged"):
             try:
                 if not self._run.offline:
-                    wandb.Api(
-                        timeout=_ANSWER_SECONDS
-                    )  # asks the server: what waits for it in vain can keep a run from ending
+                    # This asks the server: what waits for it in vain can keep a run from ending.
+                    wandb.Api(timeout=_ANSWER_SECONDS)
                 action(self._run)
             except Exception as error:  # W&B's and those of its network libraries
                 if self._run.offline or not self._owned:
@@ -211,14 +209,16 @@ def _told(what: str) -> Iterator[None]:
 def choose_mode(config: Config) -> Mode:
     """Turns `auto` into W&B's own WANDB_MODE, else online when somebody is logged in, else offline.
 
+    Where a run of the caller's is open already, it is that run's mode.
+
     Raises:
         ConfigError: `online` is asked for and nobody is logged in, or a WANDB_ variable has a value that W&B does not take.
     """
-    if wandb.run is not None:  # the caller's
-        return "offline" if wandb.run.offline else "online"
     wanted = os.environ.get("WANDB_MODE", "auto") if config.wandb_mode == "auto" else config.wandb_mode
     if wanted not in {"auto", "online", "offline", "disabled"}:
         raise ConfigError(f"WANDB_MODE={wanted}: should be online, offline or disabled")
+    if wanted != "disabled" and wandb.run is not None:  # the caller's
+        return "offline" if wandb.run.offline else "online"
     if wanted in {"disabled", "offline"}:
         return cast(Mode, wanted)
     try:
