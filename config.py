@@ -150,8 +150,9 @@ class Config(BaseModel):
     # Encoder and head
     encoder: str = Field(
         "all-MiniLM-L6-v2",
-        description="all-MiniLM-L6-v2 (embedded), a TF-Hub or Kaggle handle or URL, hf:organisation/name, or a folder: "
-        "SavedModel, Hugging Face or sentence-transformers checkpoint, run directory",
+        description="all-MiniLM-L6-v2 (embedded), a TF-Hub or Kaggle handle or URL, hf:organisation/name, "
+        "wandb:entity/project/name:alias, or a folder: SavedModel, Hugging Face or sentence-transformers checkpoint, "
+        "run directory",
     )
     preprocessor: str | None = Field(
         None,
