@@ -164,11 +164,19 @@ def held(directory: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """Writes a file under a temporary name and renames it, so that a reader never sees half of it."""
+    """Writes a file under a temporary name and renames it, so that a reader never sees half of it.
+
+    Raises:
+        OSError: it cannot be written; the error names it.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(content, encoding="utf-8", newline="")
-    flush_to_disk(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(content, encoding="utf-8", newline="")
+        flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk's error names none
+        raise
 
 
 def flush_to_disk(path: Path) -> None:
