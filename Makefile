@@ -9,7 +9,7 @@ train: .venv/installed
 	$(BIN)/python train.py --config configs/reviews.yaml
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

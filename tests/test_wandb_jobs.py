@@ -31,8 +31,6 @@ from train import Result, train
 WANDB = str(Path(sys.executable).with_name("wandb"))
 SECRET_TEXT = "zebra quartz"
 
-pytestmark = pytest.mark.xdist_group("wandb jobs")  # one process, whose fixture the tests share
-
 
 @pytest.fixture
 def server() -> Iterator[WandbServer]:

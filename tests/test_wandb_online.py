@@ -29,8 +29,6 @@ from train import Result, train
 
 TEXTS = ["it is good", "the worst of all", "not for me"]
 
-pytestmark = pytest.mark.xdist_group("wandb online")  # one process, whose fixture the tests share
-
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
