@@ -2,8 +2,7 @@
 
 The versions of a model share one name, after its training table. `best` is the version with the best score on the same
 validation rows as the latest; of these, versions that are neither `best` nor `latest`, and that nobody gave a name or tag
-or linked to the registry, are deleted. An online
-training sees to that; after the upload of offline ones it is
+or linked to the registry, are deleted. An online training sees to that; after the upload of offline ones it is
 
     python artifacts.py team/hubtune/tickets-model
 """
