@@ -82,6 +82,7 @@ class Client:
         self.folder = folder
         own = {"WANDB_DIR": str(folder), "WANDB_SILENT": "true", "NETRC": str(folder / "netrc")}
         self.environment = os.environ | server.environment | own
+        self.environment.pop("WANDB_SERVICE", None)  # of this process
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
