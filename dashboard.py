@@ -11,7 +11,7 @@ import wandb
 from curves import Curve, precision_recall_curves, roc_curves, thin
 from decision import Decision, predictions_table
 from examples import Examples
-from looks import word_lengths
+from looks import label_counts, word_lengths
 from plots import Plot
 from results import Scored
 from tasks import Task
@@ -98,8 +98,7 @@ def data_looks(task: Task, parts: dict[str, Examples], texts: bool) -> dict[str,
     """Tables of what the data is: rows, labels and lengths of each part; with `texts` also the first rows."""
     table = pd.DataFrame([_part(name, part) for name, part in parts.items()])
     looks = {"data/parts": wandb.Table(dataframe=table)}
-    counts = {name: task.indicators(task.targets(part.labels)).sum(axis=0).astype(int) for name, part in parts.items()}
-    looks["data/labels"] = wandb.Table(dataframe=pd.DataFrame({"label": task.labels, **counts}))
+    looks["data/labels"] = wandb.Table(dataframe=pd.DataFrame({"label": task.labels, **label_counts(task, parts)}))
     if texts:
         head = parts["train"].take(range(min(_HEAD, len(parts["train"]))))
         labels = [task.separator.join(row) for row in head.labels]

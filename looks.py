@@ -40,11 +40,16 @@ def draw_data(
     task: Task, parts: dict[str, Examples], tokens: dict[str, Tokens], max_seq_length: int
 ) -> list[plots.Plot]:
     """The looks at the data: rows by label, and the lengths of the texts."""
-    counts = {name: task.indicators(task.targets(part.labels)).sum(axis=0).astype(int) for name, part in parts.items()}
+    counts = label_counts(task, parts)
     lengths = {
         name: plots.TextLengths(**word_lengths(part), tokens=tokens[name].uncut_lengths) for name, part in parts.items()
     }
     return [plots.label_distribution(task.labels, counts), plots.text_lengths(lengths, max_seq_length)]
+
+
+def label_counts(task: Task, parts: dict[str, Examples]) -> dict[str, np.ndarray]:
+    """Rows of each label in each part, int [K]."""
+    return {name: task.indicators(task.targets(part.labels)).sum(axis=0).astype(int) for name, part in parts.items()}
 
 
 def word_lengths(part: Examples) -> dict[str, np.ndarray]:

@@ -42,7 +42,7 @@ def make_portable(run_directory: Path, folder: Path) -> None:
     (file,) = folder.glob("*.wandb")
     moved: list[Record] = []
     folders = [base for base in (run_directory.absolute(), Path.cwd()) if run_directory.absolute().is_relative_to(base)]
-    for record in list(read_records(file)):
+    for record in read_records(file):
         moved.append(record)
         if any(entry.local_path for entry in record.artifact.manifest.contents):
             moved += [_seen_from(record, base) for base in folders]
