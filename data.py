@@ -52,6 +52,13 @@ class Tokens:
         return Tokens(self.word_ids[pieces], self.type_ids[pieces], offsets, self.uncut_lengths[rows])
 
 
+def join(first: Tokens, second: Tokens) -> Tokens:
+    """The tokens of some texts, and then those of others."""
+    offsets = np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]])
+    parts = [np.concatenate([getattr(each, name) for each in (first, second)]) for name in ("word_ids", "type_ids")]
+    return Tokens(*parts, offsets, np.concatenate([first.uncut_lengths, second.uncut_lengths]))
+
+
 def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int, pairs: list[str] | None = None) -> Tokens:
     """Turns texts, or pairs of them, into token ids with a TF-Hub preprocessor, a block of rows per `tf.py_function` call.
 

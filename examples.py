@@ -134,7 +134,7 @@ def _read_indicators(source: str, frame: pd.DataFrame, columns: list[str]) -> li
     indicators = np.zeros((len(frame), len(columns)), dtype=bool)
     for place, column in enumerate(columns):
         for row, value in enumerate(frame[column]):
-            number = "" if _is_missing(value) else str(value).strip().lower()
+            number = "" if is_missing(value) else str(value).strip().lower()
             if number not in meanings:
                 raise DataError(
                     f"{source}: row {row + 1}, column {column!r}: holds {value!r}; where label_column names several columns "
@@ -147,7 +147,7 @@ def _read_indicators(source: str, frame: pd.DataFrame, columns: list[str]) -> li
 def _as_list(value: Any, where: str) -> list[Any]:
     if isinstance(value, list | np.ndarray):
         return list(value)
-    if _is_missing(value):
+    if is_missing(value):
         return []
     raise DataError(f"{where}: holds {type(value).__name__} {value!r} where other rows hold lists of labels")
 
@@ -171,7 +171,7 @@ def _as_label_set(values: list[Any], where: str) -> LabelSet:
 
 
 def _as_label(value: Any, where: str) -> str:
-    if _is_missing(value):
+    if is_missing(value):
         return ""
     if isinstance(value, float | np.floating):
         if not np.isfinite(value):
@@ -186,7 +186,7 @@ def _as_label(value: Any, where: str) -> str:
 
 
 def _as_text(value: Any, where: str) -> str:
-    if _is_missing(value):
+    if is_missing(value):
         return ""
     if not isinstance(value, str):
         raise DataError(f"{where}: holds {type(value).__name__} {value!r}, not a text")
@@ -208,12 +208,13 @@ def encodable(value: str, where: str) -> str:
     return value
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: None, NaN or pandas' NA."""
     return value is None or value is pd.NA or (isinstance(value, float | np.floating) and bool(np.isnan(value)))
 
 
 def _is_blank(value: Any) -> bool:
-    return _is_missing(value) or (isinstance(value, str) and not value.strip())
+    return is_missing(value) or (isinstance(value, str) and not value.strip())
 
 
 def _refuse_empty(source: str, column: str, is_empty: list[bool], remedy: str = "fill or delete them") -> None:

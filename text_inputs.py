@@ -1,0 +1,148 @@
+"""Texts as scikit-learn's users have them -> checked lists of strings -> token ids, computed once a process for each text.
+
+Lists, Series, arrays, frames; single texts or pairs. Mistakes are ValueErrors, as scikit-learn has them.
+"""
+
+import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from config import DataError
+from data import Tokens, join, tokenize
+from examples import encodable, is_missing
+
+_MOST_TOKENS = 50_000_000  # that are remembered of one encoder and length: 600 MB
+_MOST_STORES = 4
+
+
+class Texts(NamedTuple):
+    """N texts, and the second ones where they are pairs."""
+
+    first: list[str]
+    second: list[str] | None
+
+    def inputs(self) -> list[Any]:
+        """What the model sees of each row, hashable."""
+        return self.first if self.second is None else list(zip(self.first, self.second, strict=True))
+
+    def take(self, rows: Any) -> "Texts":
+        """The texts of some rows, in that order."""
+        return Texts(*([part[row] for row in rows] if part is not None else None for part in self))
+
+
+def texts_of(X: Any, text_column: str = "text", text_pair_column: str | None = None, missing: str = "error") -> Texts:
+    """Reads the texts out of what scikit-learn's users call X.
+
+    Args:
+        X: a list, Series or array of N strings; N pairs of them, also as an array or frame of two columns; a frame with
+            `text_column`, or of one column alone.
+        text_column: column of a frame with the texts.
+        text_pair_column: column of a frame with the second texts; None: single texts.
+        missing: what becomes of None and NaN: "error", or "empty" texts, which a warning counts.
+
+    Raises:
+        ValueError: X holds no texts; the place is named.
+    """
+    if isinstance(X, pd.DataFrame):
+        columns = _columns(X, text_column, text_pair_column)
+    else:
+        columns = _segments(X)
+    segments = [_strings(column, missing) for column in columns]
+    return Texts(segments[0], segments[1] if len(segments) > 1 else None)
+
+
+def _columns(frame: pd.DataFrame, text_column: str, text_pair_column: str | None) -> list[list[Any]]:
+    names: list[Any] = [text_column] if text_pair_column is None else [text_column, text_pair_column]
+    if text_column not in frame.columns and text_pair_column is None and frame.shape[1] in (1, 2):
+        names = list(frame.columns)  # what ColumnTransformer gives, or a pair
+    for key, name in zip(("text_column", "text_pair_column"), names, strict=False):
+        if name not in frame.columns:
+            has = ", ".join(repr(column) for column in frame.columns[:20])
+            raise ValueError(f"the frame has no column {name!r}, it has {has}: set {key}")
+    return [frame[name].tolist() for name in names]
+
+
+def _segments(X: Any) -> list[list[Any]]:
+    """The N texts, or the first and the second ones of N pairs."""
+    if isinstance(X, str | bytes) or not hasattr(X, "__iter__") or isinstance(X, dict):
+        raise ValueError(f"texts should be a list, Series, array or frame of strings, not {type(X).__name__}")
+    if hasattr(X, "ndim") and (X.ndim > 2 or (X.ndim == 2 and X.shape[1] > 2)):
+        raise ValueError(f"an array of shape {X.shape}: texts should be (N,) or (N, 1), pairs of them (N, 2)")
+    rows = X.tolist() if hasattr(X, "tolist") else list(X)
+    if not any(isinstance(row, list | tuple) for row in rows):
+        return [rows]
+    widths = {len(row) if isinstance(row, list | tuple) else 0 for row in rows}
+    if len(widths) > 1 or widths > {1, 2} or not widths <= {1, 2}:
+        raise ValueError("some rows are pairs and others not, or hold more than two texts: give one text or two a row")
+    return [list(segment) for segment in zip(*rows, strict=True)]
+
+
+def _strings(values: list[Any], missing: str) -> list[str]:
+    places = [place for place, value in enumerate(values) if is_missing(value)]
+    if places and missing == "error":
+        raise ValueError(
+            f"Input contains NaN or None in {len(places):,} texts, the first is text {places[0]}: fill or drop them"
+        )
+    if places:
+        warnings.warn(
+            f"{len(places):,} of {len(values):,} texts are None or NaN: taken as empty", UserWarning, stacklevel=4
+        )
+        values = ["" if is_missing(value) else value for value in values]
+    for place, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(
+                f"text {place} is {type(value).__name__} {value!r}, not a string: give texts, or convert them"
+            )
+        try:
+            encodable(value, f"text {place}")
+        except DataError as error:
+            raise ValueError(str(error)) from None
+    return values
+
+
+# Token ids
+
+
+class _Store:
+    """The token ids of all texts that were asked for."""
+
+    def __init__(self) -> None:
+        self._places: dict[Any, int] = {}
+        self._tokens: Tokens | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return self._tokens is not None and len(self._tokens.word_ids) > _MOST_TOKENS
+
+    def tokens(self, texts: Texts, encode: Callable[[Texts], Tokens]) -> Tokens:
+        inputs = texts.inputs()
+        first = {text: place for place, text in reversed(list(enumerate(inputs)))}
+        new = [place for text, place in first.items() if text not in self._places]
+        if new or self._tokens is None:
+            known = len(self._places)
+            self._places |= {inputs[place]: known + number for number, place in enumerate(new)}
+            fresh = encode(texts.take(new))
+            self._tokens = fresh if self._tokens is None else join(self._tokens, fresh)
+        return self._tokens.take(np.array([self._places[text] for text in inputs], dtype=np.int64))
+
+
+_STORES: dict[tuple[str, int], _Store] = {}
+
+
+def shared_tokens(texts: Texts, preprocessor: Any, name: str, max_seq_length: int) -> Tokens:
+    """Token ids of texts; those that this process has had before, in another fold or candidate, are not computed again.
+
+    `name` tells preprocessors apart: the directory of the SavedModel that `preprocessor` was loaded from.
+    """
+    store = _STORES.pop((name, max_seq_length), None)
+    if store is None or store.is_full:
+        store = _Store()
+    _STORES[name, max_seq_length] = store  # the last used is the last one
+    while len(_STORES) > _MOST_STORES:
+        del _STORES[next(iter(_STORES))]
+    return store.tokens(texts, lambda new: tokenize(new.first, preprocessor, max_seq_length, new.second))
