@@ -55,8 +55,11 @@ class Tokens:
 def join(first: Tokens, second: Tokens) -> Tokens:
     """The tokens of some texts, and then those of others."""
     offsets = np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]])
-    parts = [np.concatenate([getattr(each, name) for each in (first, second)]) for name in ("word_ids", "type_ids")]
-    return Tokens(*parts, offsets, np.concatenate([first.uncut_lengths, second.uncut_lengths]))
+    word_ids, type_ids, uncut_lengths = (
+        np.concatenate([getattr(each, name) for each in (first, second)])
+        for name in ("word_ids", "type_ids", "uncut_lengths")
+    )
+    return Tokens(word_ids, type_ids, offsets, uncut_lengths)
 
 
 def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int, pairs: list[str] | None = None) -> Tokens:

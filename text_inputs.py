@@ -32,7 +32,8 @@ class Texts(NamedTuple):
 
     def take(self, rows: Any) -> "Texts":
         """The texts of some rows, in that order."""
-        return Texts(*([part[row] for row in rows] if part is not None else None for part in self))
+        second = None if self.second is None else [self.second[row] for row in rows]
+        return Texts([self.first[row] for row in rows], second)
 
 
 def texts_of(X: Any, text_column: str = "text", text_pair_column: str | None = None, missing: str = "error") -> Texts:
@@ -48,10 +49,7 @@ def texts_of(X: Any, text_column: str = "text", text_pair_column: str | None = N
     Raises:
         ValueError: X holds no texts; the place is named.
     """
-    if isinstance(X, pd.DataFrame):
-        columns = _columns(X, text_column, text_pair_column)
-    else:
-        columns = _segments(X)
+    columns = _columns(X, text_column, text_pair_column) if isinstance(X, pd.DataFrame) else _segments(X)
     segments = [_strings(column, missing) for column in columns]
     return Texts(segments[0], segments[1] if len(segments) > 1 else None)
 
