@@ -21,15 +21,16 @@ class AccumulatingModel(tf_keras.Model):
         super().__init__(**kwargs)
         self._part_size = part_size
 
-    def train_step(self, data: tuple[dict[str, tf.Tensor], tf.Tensor]) -> dict[str, tf.Tensor]:
-        inputs, targets = data
+    def train_step(self, data: tuple[Any, ...]) -> dict[str, tf.Tensor]:
+        inputs, targets, weights = tf_keras.utils.unpack_x_y_sample_weight(data)
         num_rows = tf.shape(targets)[0]
         variables = self.trainable_variables
         sums = [_GradientSum(variable) for variable in variables]
 
         def add_part(start: tf.Tensor, states: list[State]) -> tuple[tf.Tensor, list[State]]:
             end = tf.minimum(start + self._part_size, num_rows)
-            gradients = self._part_gradients(_part(inputs, start, end), targets[start:end], num_rows)
+            part_weights = None if weights is None else weights[start:end]
+            gradients = self._part_gradients(_part(inputs, start, end), targets[start:end], part_weights, num_rows)
             return end, [each.add(*pair) for each, *pair in zip(sums, states, gradients, strict=True)]
 
         first = (tf.constant(0), [each.zero() for each in sums])
@@ -39,15 +40,17 @@ class AccumulatingModel(tf_keras.Model):
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def _part_gradients(self, inputs: dict[str, tf.Tensor], targets: tf.Tensor, num_rows: tf.Tensor) -> list[Any]:
+    def _part_gradients(
+        self, inputs: dict[str, tf.Tensor], targets: tf.Tensor, weights: tf.Tensor | None, num_rows: tf.Tensor
+    ) -> list[Any]:
         """Gradients of the part's share of the batch's mean loss."""
         scaled = isinstance(self.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
         with tf.GradientTape() as tape:
             logits = self(inputs, training=True)
-            loss = self.compiled_loss(targets, logits, regularization_losses=self.losses)
+            loss = self.compiled_loss(targets, logits, weights, regularization_losses=self.losses)
             loss *= tf.cast(tf.shape(targets)[0] / num_rows, tf.float32)
             loss = self.optimizer.get_scaled_loss(loss) if scaled else loss
-        self.compiled_metrics.update_state(targets, logits)
+        self.compiled_metrics.update_state(targets, logits, weights)
         gradients = tape.gradient(loss, self.trainable_variables)
         return self.optimizer.get_unscaled_gradients(gradients) if scaled else gradients
 

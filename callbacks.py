@@ -22,13 +22,13 @@ from tasks import Kind, Task
 
 
 class EpochEnd(tf_keras.callbacks.Callback):
-    """Adds the validation metrics to each epoch's logs, so that later callbacks see them, and keeps history.csv.
+    """Adds the validation metrics to each epoch's logs, so that later callbacks see them, and keeps history.csv if there is to be one.
 
     Scoring is done here and not by Keras' own validation, because the metrics that matter need all rows at once.
     """
 
     def __init__(
-        self, task: Task, scorer: Scorer, tokens: Tokens | None, targets: np.ndarray | None, history_file: Path
+        self, task: Task, scorer: Scorer, tokens: Tokens | None, targets: np.ndarray | None, history_file: Path | None
     ) -> None:
         super().__init__()
         self._decision, self._scorer = plain_decision(task), scorer
@@ -66,7 +66,8 @@ class EpochEnd(tf_keras.callbacks.Callback):
         self._write_history()
 
     def _write_history(self) -> None:
-        write_atomically(self._history_file, pd.DataFrame(self.history).to_csv(index=False))
+        if self._history_file is not None:
+            write_atomically(self._history_file, pd.DataFrame(self.history).to_csv(index=False))
 
 
 def best_epoch(history: list[dict[str, int | float]], monitor: str) -> int:
@@ -216,6 +217,23 @@ class Progress(tf_keras.callbacks.Callback):
             + "  ".join(f"{name} {value:.4f}" for name, value in logs.items() if name in self._shown),
             flush=True,
         )
+
+
+class BestWeights(tf_keras.callbacks.Callback):
+    """Keeps the weights of the best epoch in memory."""
+
+    def __init__(self, monitor: str, epoch_end: EpochEnd) -> None:
+        super().__init__()
+        self._monitor, self._epoch_end, self._weights = monitor, epoch_end, list[np.ndarray]()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        history = self._epoch_end.history
+        if best_epoch(history, self._monitor) == len(history):
+            self._weights = self.model.get_weights()
+
+    def restore(self) -> None:
+        """Puts the weights back to those of the best epoch."""
+        self.model.set_weights(self._weights)
 
 
 def refuse_diverged(model: tf_keras.Model) -> None:

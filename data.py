@@ -122,14 +122,17 @@ def train_batches(
     seed: int,
     draws: np.ndarray | None = None,
     first_epoch: int = 0,
+    weights: np.ndarray | None = None,
 ) -> tf.data.Dataset:
-    """Endless `(inputs, targets)` batches, those of `epoch_batches` of `first_epoch`, counted from 0, and all that follow."""
+    """Endless `(inputs, targets)` batches, those of `epoch_batches` of `first_epoch`, counted from 0, and all that follow;
+    `(inputs, targets, weights)` where the rows have weights, float32 [N]."""
 
     def epochs() -> Iterator[np.ndarray]:
         for epoch in itertools.count(first_epoch):
             yield from epoch_batches(tokens.lengths, batch_size, seed, epoch, draws)
 
-    return _padded(epochs, tokens).map(lambda rows, inputs: (inputs, tf.gather(targets, rows)))
+    columns = [targets] if weights is None else [targets, weights]
+    return _padded(epochs, tokens).map(lambda rows, inputs: (inputs, *(tf.gather(column, rows) for column in columns)))
 
 
 def epoch_batches(

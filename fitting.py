@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from callbacks import Checkpoints, EpochEnd, Progress, best_epoch, refuse_diverged
+from callbacks import BestWeights, Checkpoints, EpochEnd, Progress, best_epoch, refuse_diverged
 from config import Config, DataError
 from data import BatchSizes, Tokens, batch_sizes, epoch_batches, num_batches, rows_per_epoch, train_batches
 from imbalance import Balance
@@ -21,7 +21,8 @@ from splits import Splits
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what, and into where; all of it ready before the first step."""
+    """What is trained, on what, and into where; all of it ready before the first step. Without a run directory nothing is
+    written."""
 
     config: Config
     splits: Splits
@@ -29,7 +30,13 @@ class Job:
     classifier: Classifier
     scorer: Scorer
     tokens: dict[str, Tokens]  # by the names of the parts
-    run_directory: Path
+    directory: Path | None  # of the run
+
+    @property
+    def run_directory(self) -> Path:
+        """Where the run is written."""
+        assert self.directory is not None, "this training writes nothing"
+        return self.directory
 
     @property
     def rows_per_step(self) -> int:
@@ -72,18 +79,23 @@ def fit_classifier(job: Job, state: TrainingState, callbacks: list[Any]) -> Fit:
         HubtuneError: the training diverged.
     """
     config, model, steps = job.config, job.classifier.training_model, job.steps_per_epoch
-    compile_classifier(job.classifier, config, config.epochs * steps, job.balanced.weights)
-    valid = job.splits.valid
-    valid_targets = None if valid is None else job.splits.task.targets(valid.labels)
-    history_file = job.run_directory / "history.csv"
-    epoch_end = EpochEnd(job.splits.task, job.scorer, job.tokens.get("valid"), valid_targets, history_file)
+    epoch_end = _prepare(job)
     checkpoints = Checkpoints(config, job.run_directory, epoch_end, state)
     if state.history:
         checkpoints.restore(model)
         epoch_end.go_on(state, steps)
         print(f"Going on after epoch {len(state.history)} of {config.epochs}", flush=True)
     progress = Progress(job.splits.task.kind, config.epochs, steps)
-    interrupted = _train_epochs(job, epoch_end, [checkpoints, progress, *callbacks])
+    interrupted = False
+    try:
+        _train_epochs(job, epoch_end, [checkpoints, progress, *callbacks])
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted after {epoch_end.steps:,} of {config.epochs * steps:,} steps: "
+            "scoring and saving what is trained; Ctrl-C again to drop it",
+            flush=True,
+        )
+        interrupted = True
     if config.early_stopping_patience and epoch_end.history:
         checkpoints.restore_best(model)
     refuse_diverged(model)
@@ -97,8 +109,36 @@ def fit_classifier(job: Job, state: TrainingState, callbacks: list[Any]) -> Fit:
     )
 
 
-def _train_epochs(job: Job, epoch_end: EpochEnd, callbacks: list[Any]) -> bool:
-    """Trains the epochs that are left, and says whether Ctrl-C cut them short."""
+def fit_in_memory(job: Job, verbose: bool) -> list[dict[str, int | float]]:
+    """Trains the classifier and writes nothing; with early stopping its weights are those of the best epoch.
+
+    Returns:
+        A record for each epoch, as history.csv has it.
+
+    Raises:
+        HubtuneError: the training diverged.
+    """
+    epoch_end = _prepare(job)
+    best = BestWeights(job.config.monitor, epoch_end) if job.config.early_stopping_patience else None
+    progress = Progress(job.splits.task.kind, job.config.epochs, job.steps_per_epoch) if verbose else None
+    _train_epochs(job, epoch_end, [callback for callback in (best, progress) if callback is not None])
+    if best is not None:
+        best.restore()
+    refuse_diverged(job.classifier.training_model)
+    return epoch_end.history
+
+
+def _prepare(job: Job) -> EpochEnd:
+    """Compiles the model, and makes what scores it after each epoch."""
+    compile_classifier(job.classifier, job.config, job.config.epochs * job.steps_per_epoch, job.balanced.weights)
+    valid = job.splits.valid
+    valid_targets = None if valid is None else job.splits.task.targets(valid.labels)
+    history_file = None if job.directory is None else job.directory / "history.csv"
+    return EpochEnd(job.splits.task, job.scorer, job.tokens.get("valid"), valid_targets, history_file)
+
+
+def _train_epochs(job: Job, epoch_end: EpochEnd, callbacks: list[Any]) -> None:
+    """Trains the epochs that are left."""
     config, model, steps, first = (
         job.config,
         job.classifier.training_model,
@@ -110,28 +150,26 @@ def _train_epochs(job: Job, epoch_end: EpochEnd, callbacks: list[Any]) -> bool:
         model.stop_training = _is_over(config, epoch_end.history)
 
     stopping = tf_keras.callbacks.LambdaCallback(on_epoch_end=stop_early)
+    balanced = job.balanced
     batches = train_batches(
-        job.tokens["train"], job.balanced.targets, job.rows_per_step, config.seed, job.balanced.draws, first
+        job.tokens["train"],
+        balanced.targets,
+        job.rows_per_step,
+        config.seed,
+        balanced.draws,
+        first,
+        balanced.row_weights,
     )
-    try:
-        if not _is_over(config, epoch_end.history):
-            with runtime.graph_precision(job.classifier.encoder.graph_precision):
-                model.fit(
-                    batches,
-                    steps_per_epoch=steps,
-                    initial_epoch=first,
-                    epochs=config.epochs,
-                    verbose=0,
-                    callbacks=[epoch_end, stopping, *callbacks],
-                )
-    except KeyboardInterrupt:
-        print(
-            f"\nInterrupted after {epoch_end.steps:,} of {config.epochs * steps:,} steps: "
-            "scoring and saving what is trained; Ctrl-C again to drop it",
-            flush=True,
-        )
-        return True
-    return False
+    if not _is_over(config, epoch_end.history):
+        with runtime.graph_precision(job.classifier.encoder.graph_precision):
+            model.fit(
+                batches,
+                steps_per_epoch=steps,
+                initial_epoch=first,
+                epochs=config.epochs,
+                verbose=0,
+                callbacks=[epoch_end, stopping, *callbacks],
+            )
 
 
 def _is_over(config: Config, history: list[dict[str, int | float]]) -> bool:

@@ -17,17 +17,19 @@ class Balance:
     weights: np.ndarray | None  # of the K labels in the loss, float32 [K]
     draws: np.ndarray  # of each row per epoch, on average, float64 [N]
     bias: np.ndarray  # of the logits before the first step, float32 [1] or [K]
+    row_weights: np.ndarray | None = None  # in the loss, float32 [N]
 
 
-def balance(config: Config, task: Task, targets: np.ndarray) -> Balance:
-    """Works out `class_weight`, `oversampling` and the output bias from the training rows.
+def balance(config: Config, task: Task, targets: np.ndarray, row_weights: np.ndarray | None = None) -> Balance:
+    """Works out `class_weight`, `oversampling` and the output bias from the training rows; `row_weights` are float32 [N].
 
     Raises:
         ConfigError: `class_weight` names a label that there is not.
     """
     draws = draws_per_epoch(config, task, targets)
-    weights = label_weights(config, task, targets, draws)
-    return Balance(targets, weights, draws, output_bias(task, targets, weights, draws))
+    counted = draws if row_weights is None else draws * row_weights
+    weights = label_weights(config, task, targets, counted)
+    return Balance(targets, weights, draws, output_bias(task, targets, weights, counted), row_weights)
 
 
 def label_weights(config: Config, task: Task, targets: np.ndarray, draws: np.ndarray) -> np.ndarray | None:

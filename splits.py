@@ -47,12 +47,12 @@ def load_splits(config: Config) -> Splits:
     test = read_examples(config.test_data, decided, only_scored=True) if config.test_data else None
     notes: list[str] = []
     if config.valid_data:
-        train = table.take(_split(table, task, config, notes)[0]) if config.train_split else table
+        train = table.take(split_rows(table, task, config, notes)[0]) if config.train_split else table
         valid: Examples | None = read_examples(config.valid_data, decided)
     elif config.valid_split == 0 and config.train_split is None:
         train, valid = table, None
     else:
-        train_rows, valid_rows = _split(table, task, config, notes)
+        train_rows, valid_rows = split_rows(table, task, config, notes)
         train, valid = table.take(train_rows), table.take(valid_rows) if len(valid_rows) else None
     if valid is not None:
         refuse_unknown_labels(valid, task)
@@ -76,11 +76,15 @@ def _refuse_no_pairs(table: Examples, config: Config) -> None:
         )
 
 
-def _split(table: Examples, task: Task, config: Config, notes: list[str]) -> tuple[list[int], list[int]]:
+def split_rows(table: Examples, task: Task, config: Config, notes: list[str]) -> tuple[list[int], list[int]]:
     """Returns the indices of the training and validation rows, each in the table's order.
 
     Two stratified `train_test_split`s one after the other, training rows first, so that a published split by scikit-learn
     with the same counts and seed comes out row for row. Rows with several labels are split by iterative stratification.
+    What there is to say of it is added to `notes`.
+
+    Raises:
+        DataError: the rows of a label are too few, or the sizes do not go together.
     """
     total = len(table)
     num_train, num_valid = _split_sizes(total, config)

@@ -56,7 +56,7 @@ from run_directory import (
 )
 from scoring import Scorer
 from splits import Splits, load_splits
-from tracking import NoRun, choose_mode, start_run
+from tracking import Mode, NoRun, choose_mode, start_run
 from wandb_callback import best_values
 
 _LABELS_SHOWN = 30
@@ -70,6 +70,7 @@ class Result:
     run_directory: Path
     metrics: dict[str, Any]
     classifier: Classifier
+    decision: Decision
     interrupted: bool
 
 
@@ -79,15 +80,37 @@ def train(config: Config) -> Result:
     Raises:
         HubtuneError: one line on what is wrong with the options, the tables, the encoder or the run directory.
     """
-    started = time.monotonic()
     refuse_used_run_directory(config)
     state = read_training_state(config)
     wandb_mode = choose_mode(config)
     splits = load_splits(config)
     if state is not None:
         refuse_other_rows(config, state, splits)
+    return train_splits(config, splits, wandb_mode, state)
+
+
+def train_splits(
+    config: Config,
+    splits: Splits,
+    wandb_mode: Mode,
+    state: TrainingState | None = None,
+    row_weights: np.ndarray | None = None,
+) -> Result:
+    """Fine-tunes a classifier on rows that are read already, and writes its run directory.
+
+    Args:
+        config: the options; those that name tables are not looked at.
+        splits: the rows.
+        wandb_mode: as `tracking.choose_mode` chooses it.
+        state: what an earlier training left, to go on from.
+        row_weights: weights of the training rows in the loss, float32 [N].
+
+    Raises:
+        HubtuneError: as `train`.
+    """
+    started = time.monotonic()
     _describe(splits)
-    balanced = balance(config, splits.task, splits.task.targets(splits.train.labels))
+    balanced = balance(config, splits.task, splits.task.targets(splits.train.labels), row_weights)
     _describe_balance(splits, balanced)
     _refuse_wrong_monitor(config, splits)
     device = runtime.set_up_devices()
@@ -125,7 +148,7 @@ def train(config: Config) -> Result:
             _remove_state(run_directory)
         _log_jobs(job, run, facts)
     _say_where(job, run.where(), time.monotonic() - started)
-    return Result(run_directory, report, classifier, fit.interrupted)
+    return Result(run_directory, report, classifier, decision, fit.interrupted)
 
 
 def _refuse_wrong_monitor(config: Config, splits: Splits) -> None:

@@ -1,0 +1,348 @@
+"""`BertClassifier`: the project's own training as a scikit-learn classifier of texts."""
+
+import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
+
+import difflib
+import inspect
+import io
+import tarfile
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, column_or_1d
+
+from config import Config, make_config
+from decision import Decision, fit_decision, plain_decision
+from encoders import find_encoder
+from examples import Examples
+from export import export_classifier
+from fitting import Job, fit_in_memory
+from imbalance import balance
+from model import Classifier, build_classifier
+from predict import TextClassifier
+from scoring import Scorer
+from splits import Splits, split_rows
+from tasks import Kind, Task
+from text_inputs import Texts, shared_tokens, texts_of
+
+_SOURCE = "X"  # the table's name, where there is none
+_OF_TABLES = {  # X and y take their place
+    "data",
+    "valid_data",
+    "test_data",
+    "train_split",
+    "label_column",
+    "label_separator",
+    "resume",
+}
+
+
+def _defaults() -> dict[str, Any]:
+    """The parameters and their defaults: those of `Config`, but all rows train, and nothing is written."""
+    fields = {name: field.default for name, field in Config.model_fields.items() if name not in _OF_TABLES}
+    own = {"valid_split": 0.0, "output_dir": None, "wandb_mode": "disabled", "wandb_tags": None, "verbose": False}
+    return fields | own
+
+
+_PARAMETERS = _defaults()
+
+
+class BertClassifier(ClassifierMixin, BaseEstimator):
+    """Fine-tunes a BERT on texts. N texts, K labels.
+
+    The parameters are the options of `python train.py`, by the same names and with the same defaults, but for those that
+    name tables. The other differences:
+
+    - `valid_split` is 0: all of X is trained on. With a share or count of the rows, these choose threshold and temperature, and
+      early stopping the weights, as in train.py; `predict` then goes by that threshold.
+    - `output_dir` is None: nothing is written, and nothing is tracked. With a folder every fit writes a run directory as train.py
+      does, into W&B too unless `wandb_mode` stays disabled.
+    - `verbose` true shows the training's progress.
+
+    X is a list, Series or array of texts; pairs of them, also as two columns; or a frame with `text_column` and, if it is set,
+    `text_pair_column`. y holds a label for each text, of any type; or 0 and 1, (N, K), for several labels a text, as array or
+    frame, whose columns then are the labels. Token ids are computed once a process for each text, whatever folds and
+    candidates it is in.
+
+    Pickling writes the model that `save` writes, weights and graph, and loading it runs no code of its own.
+
+    Attributes:
+        classes_: the K labels in the order of the probabilities.
+        decision_: temperature and threshold, as `decision.Decision`.
+        history_: loss and metrics, lists of a number for each epoch.
+        num_cut_: texts that were cut to `max_seq_length` in training.
+        run_directory_: path of the run, None without `output_dir`.
+    """
+
+    def __init__(self, **parameters: Any) -> None:
+        for name in parameters:
+            if name not in _PARAMETERS:
+                near = difflib.get_close_matches(name, _PARAMETERS, n=1)
+                guess = f": did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"BertClassifier has no parameter {name!r}{guess}")
+        for name, default in _PARAMETERS.items():
+            setattr(self, name, parameters.get(name, default))
+
+    __init__.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what scikit-learn reads the parameters from
+        [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        + [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
+            for name, value in _PARAMETERS.items()
+        ]
+    )
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Trains anew from the encoder's weights.
+
+        Args:
+            X: N texts or pairs, as the class says.
+            y: N labels, or 0 and 1, (N, K).
+            sample_weight: weights of the rows in the loss, (N,), or None.
+
+        Raises:
+            ValueError: something in X, y, the weights or the parameters is not as it should be; the message names it.
+        """
+        self._fitted: _InMemory | _Saved | None = None  # two models at once would need twice the memory
+        config = self._config()
+        texts = self._texts(X)
+        labels, classes = _labels(y)
+        check_consistent_length(texts.first, labels)
+        task = Task(_kind(config, labels, classes), [str(name) for name in classes.tolist()])
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, texts.first, np.float32)
+        if weights is not None and not ((weights >= 0).all() and weights.any()):
+            raise ValueError("sample_weight holds negative weights, or only 0: weights are 0 or more, some above 0")
+        splits, weights = _splits(config, task, texts, labels, classes, weights)
+        self.classes_ = classes
+        self.run_directory_: Path | None = None
+        if self.output_dir is None:
+            self._fit_in_memory(config, splits, weights)
+        else:
+            self._fit_into_run(config, splits, weights)
+        return self
+
+    def _config(self) -> Config:
+        parameters = self.get_params(deep=False)
+        del parameters["verbose"]
+        if parameters["output_dir"] is None:
+            if parameters["wandb_mode"] != "disabled":
+                raise ValueError(
+                    f"wandb_mode={parameters['wandb_mode']}: W&B gets what a run directory holds: set output_dir"
+                )
+            if parameters["run_name"] is not None:
+                raise ValueError(f"run_name={parameters['run_name']}: without output_dir no run is written: set it too")
+        return make_config({"data": _SOURCE, **parameters})
+
+    def _texts(self, X: Any) -> Texts:
+        texts = texts_of(X, self.text_column, self.text_pair_column)
+        if not texts.first:
+            raise ValueError(
+                f"Found array with 0 sample(s) (texts) while a minimum of 1 is required by {type(self).__name__}"
+            )
+        return texts
+
+    def _fit_in_memory(self, config: Config, splits: Splits, weights: np.ndarray | None) -> None:
+        task = splits.task
+        balanced = balance(config, task, task.targets(splits.train.labels), weights)
+        runtime.set_up_devices()
+        runtime.forget_earlier_models()
+        paths = find_encoder(config)
+        classifier = build_classifier(config, paths, task)
+        classifier.set_output_bias(balanced.bias)
+        tokens = {
+            name: shared_tokens(
+                Texts(part.texts, part.pairs), classifier.preprocessor, paths.preprocessor, config.max_seq_length
+            )
+            for name, part in splits.parts.items()
+        }
+        scorer = Scorer(lambda inputs: classifier.token_model(inputs, training=False), task.num_logits)
+        job = Job(config, splits, balanced, classifier, scorer, tokens, None)
+        history = fit_in_memory(job, self.verbose)
+        self.history_ = pd.DataFrame(history).to_dict("list")
+        self.decision_ = plain_decision(task)
+        if splits.valid is not None:
+            logits, targets = scorer.logits(tokens["valid"]), task.targets(splits.valid.labels)
+            self.decision_, _ = fit_decision(task, logits, targets, config.threshold_metric)
+        self.num_cut_ = tokens["train"].num_cut
+        if self.num_cut_:
+            warnings.warn(
+                f"{self.num_cut_:,} of {len(splits.train):,} texts are cut to max_seq_length={config.max_seq_length} tokens",
+                UserWarning,
+                stacklevel=3,
+            )
+        self._fitted = _InMemory(classifier, scorer, self.decision_, config, paths.preprocessor)
+
+    def _fit_into_run(self, config: Config, splits: Splits, weights: np.ndarray | None) -> None:
+        from tracking import choose_mode
+        from train import train_splits
+
+        result = train_splits(config, splits, choose_mode(config), row_weights=weights)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        self.run_directory_, self.decision_ = result.run_directory, result.decision
+        self.history_ = pd.read_csv(result.run_directory / "history.csv").to_dict("list")
+        classifier, preprocessor = result.classifier, find_encoder(config).preprocessor
+        scorer = Scorer(lambda inputs: classifier.token_model(inputs, training=False), splits.task.num_logits)
+        self._fitted = _InMemory(classifier, scorer, self.decision_, config, preprocessor)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities, float32 (N, K), in the order of `classes_`.
+
+        Raises:
+            NotFittedError: `fit` has not run.
+            ValueError: X holds no texts.
+        """
+        check_is_fitted(self)
+        texts = self._texts(X)
+        assert self._fitted is not None
+        return self.decision_.probabilities(self._fitted.logits(texts))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels, (N,); where a text may have several, 0 and 1, int64 (N, K).
+
+        Raises:
+            NotFittedError: `fit` has not run.
+            ValueError: X holds no texts.
+        """
+        decided = self.decision_.decide(self.predict_proba(X)) if hasattr(self, "decision_") else check_is_fitted(self)
+        return decided.astype(np.int64) if self.decision_.task.kind == "multilabel" else self.classes_[decided]
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the model that takes raw texts, as train.py does: predict.py and TensorFlow alone load it.
+
+        Raises:
+            NotFittedError: `fit` has not run.
+            ValueError: the folder exists.
+        """
+        check_is_fitted(self)
+        if Path(directory).exists():
+            raise ValueError(f"{directory} exists: choose a new folder, or remove it")
+        assert self._fitted is not None
+        self._fitted.save(Path(directory))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if isinstance(state.get("_fitted"), _InMemory):
+            state = state | {"_fitted": _Saved(state["_fitted"].packed())}
+        return state
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string, tags.input_tags.two_d_array = True, False
+        assert tags.classifier_tags is not None
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+class _InMemory:
+    """A classifier that was trained in this process."""
+
+    def __init__(
+        self, classifier: Classifier, scorer: Scorer, decision: Decision, config: Config, preprocessor: str
+    ) -> None:
+        self._classifier, self._scorer, self._decision = classifier, scorer, decision
+        self._max_seq_length, self._preprocessor = config.max_seq_length, preprocessor
+
+    def logits(self, texts: Texts) -> np.ndarray:
+        """Logits of texts, float32 [N, 1] in binary tasks, else [N, K]."""
+        tokens = shared_tokens(texts, self._classifier.preprocessor, self._preprocessor, self._max_seq_length)
+        return self._scorer.logits(tokens)
+
+    def save(self, directory: Path) -> None:
+        """Writes the SavedModel."""
+        export_classifier(self._classifier, str(directory), self._decision, self._max_seq_length)
+
+    def packed(self) -> bytes:
+        """The SavedModel as the bytes of a tar file."""
+        packed = io.BytesIO()
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder, "model"))
+            with tarfile.open(fileobj=packed, mode="w") as archive:
+                archive.add(Path(folder, "model"), arcname="model")
+        return packed.getvalue()
+
+
+class _Saved:
+    """A classifier that came out of a pickle: a SavedModel as the bytes of a tar file, loaded when it is used."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+        self._loaded: TextClassifier | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_packed": self._packed, "_loaded": None}
+
+    def logits(self, texts: Texts) -> np.ndarray:
+        """Logits of texts, as `_InMemory.logits`."""
+        if self._loaded is None:
+            with tempfile.TemporaryDirectory() as folder:
+                self.save(Path(folder, "model"))
+                self._loaded = TextClassifier(Path(folder, "model"))
+        return self._loaded.logits(self._loaded.tokenize(*(part for part in texts if part is not None)))
+
+    def save(self, directory: Path) -> None:
+        """Writes the SavedModel."""
+        with (
+            tarfile.open(fileobj=io.BytesIO(self._packed)) as archive,
+            tempfile.TemporaryDirectory(dir=directory.parent) as folder,
+        ):
+            archive.extractall(folder, filter="data")
+            Path(folder, "model").rename(directory)
+
+
+# X and y
+
+
+def _labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The labels as positions among the classes, int64 (N,), or 0 and 1, float32 (N, K); and the K classes."""
+    if y is None:
+        raise ValueError("BertClassifier requires y to be passed, but the target y is None")
+    if (getattr(y, "ndim", 1) == 2 and y.shape[1] > 1) or type_of_target(y, "y").startswith("multilabel"):
+        names = np.array(y.columns) if isinstance(y, pd.DataFrame) else np.arange(np.shape(y)[1])
+        indicators = np.asarray(y.toarray() if hasattr(y, "toarray") else y)
+        if not np.isin(indicators, (0, 1)).all():
+            raise ValueError(
+                "y of several columns should hold 0 and 1, a column for each label; else give one label a row"
+            )
+        return indicators.astype(np.float32), names
+    column = column_or_1d(y, warn=True)
+    if pd.isna(column).any():
+        raise ValueError(f"Input y contains NaN or None in {int(pd.isna(column).sum()):,} rows: give each row a label")
+    check_classification_targets(column)
+    classes, places = np.unique(column, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(
+            f"y holds one class only ({classes[0]!r}): a classifier needs two; stratify the folds, or add rows"
+        )
+    return places, classes
+
+
+def _kind(config: Config, labels: np.ndarray, classes: np.ndarray) -> Kind:
+    several: Kind = "multilabel" if labels.ndim == 2 else "binary" if len(classes) == 2 else "multiclass"
+    kind: Kind = several if config.task == "auto" else config.task
+    if (kind == "multilabel") != (labels.ndim == 2) or (kind == "binary" and len(classes) > 2):
+        raise ValueError(f"task={kind}: y makes it {several}: set task to auto, or give y as that task has it")
+    return kind
+
+
+def _splits(
+    config: Config, task: Task, texts: Texts, labels: np.ndarray, classes: np.ndarray, weights: np.ndarray | None
+) -> tuple[Splits, np.ndarray | None]:
+    """The rows as train.py has them, and the weights of those that train."""
+    names = np.array(task.labels, dtype=object)
+    sets = [tuple(names[row > 0]) if labels.ndim == 2 else (names[row],) for row in labels]
+    frame = pd.DataFrame({"text": texts.first} | ({} if texts.second is None else {"text_pair": texts.second}))
+    table = Examples(_SOURCE, frame, texts.first, texts.second, sets, list(range(1, len(sets) + 1)))
+    train, valid, notes = table, None, list[str]()
+    if config.valid_split:
+        train_rows, valid_rows = split_rows(table, task, config, notes)
+        train, valid = table.take(train_rows), table.take(valid_rows)
+        weights = None if weights is None else weights[train_rows]
+    reason = f"{task.kind} ({len(classes):,} labels in y)"
+    return Splits(train, valid, None, task, reason, notes, {_SOURCE: table.identity()}), weights
