@@ -112,7 +112,7 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
         self._fitted: _InMemory | _Saved | None = None  # two models at once would need twice the memory
         config = self._config()
         texts = self._texts(X)
-        labels, classes = _labels(y)
+        labels, classes = labels_of(y)
         check_consistent_length(texts.first, labels)
         task = Task(_kind(config, labels, classes), [str(name) for name in classes.tolist()])
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, texts.first, np.float32)
@@ -299,7 +299,7 @@ class _Saved:
 # X and y
 
 
-def _labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
+def labels_of(y: Any) -> tuple[np.ndarray, np.ndarray]:
     """The labels as positions among the classes, int64 (N,), or 0 and 1, float32 (N, K); and the K classes."""
     if y is None:
         raise ValueError("BertClassifier requires y to be passed, but the target y is None")

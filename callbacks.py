@@ -22,7 +22,8 @@ from tasks import Kind, Task
 
 
 class EpochEnd(tf_keras.callbacks.Callback):
-    """Adds the validation metrics to each epoch's logs, so that later callbacks see them, and keeps history.csv if there is to be one.
+    """Adds the validation metrics to each epoch's logs, so that later callbacks see them, and keeps history.csv, if a file for
+    it is named.
 
     Scoring is done here and not by Keras' own validation, because the metrics that matter need all rows at once.
     """

@@ -23,22 +23,22 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
-    """Reads `--config FILE.yaml` and `--key value` or `--key=value`; the command line beats YAML, YAML beats defaults. With
-    `--resume` all options are the run's own.
+    """Reads train.py's options, as `read_options` does.
 
     Returns:
         The Config, and whether `--debug` was given.
 
     Raises:
-        ConfigError: an unknown key, a bad value, an unreadable config file, or another option beside `--resume`.
-        DataError: `--resume` names no run directory.
+        ConfigError, DataError: as `read_options`.
     """
-    parser = CommandParser(
-        prog="train.py",
-        description="Fine-tunes a BERT text classifier on a table.",
-        allow_abbrev=False,
-        formatter_class=_help_formatter,
-    )
+    parser = options_parser("train.py", "Fine-tunes a BERT text classifier on a table.")
+    config, given = read_options(parser, arguments)
+    return config, given.debug
+
+
+def options_parser(prog: str, description: str) -> CommandParser:
+    """A parser of all keys of `Config`, `--config` and `--debug`, to which a command adds its own options."""
+    parser = CommandParser(prog=prog, description=description, allow_abbrev=False, formatter_class=_help_formatter)
     parser.add_argument("--config", metavar="FILE.yaml", help="read keys from a YAML file; the command line beats it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name, field in Config.model_fields.items():
@@ -55,24 +55,40 @@ def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
             help=f"{field.description} [{default}]".replace("%", "%%"),
             **optional_value,
         )
+    return parser
+
+
+def read_options(
+    parser: CommandParser, arguments: list[str], beside_resume: str = "wandb_mode"
+) -> tuple[Config, argparse.Namespace]:
+    """Reads `--config FILE.yaml` and `--key value` or `--key=value`; the command line beats YAML, YAML beats defaults. With
+    `--resume` all keys are the run's own, but the one that may stand beside it.
+
+    Returns:
+        The Config, and all other options.
+
+    Raises:
+        ConfigError: an unknown key, a bad value, an unreadable config file, or another key beside `--resume`.
+        DataError: `--resume` names no run directory.
+    """
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         key = unknown[0].lstrip("-").split("=")[0]
         raise ConfigError(f"unknown argument {unknown[0]!r}{did_you_mean(key)}")
-    given = vars(known)
-    path, debug = given.pop("config"), given.pop("debug")
+    given = {key: value for key, value in vars(known).items() if key in Config.model_fields}
     given = {key: None if value in _NOTHING else value for key, value in given.items()}
     if given.get("resume") is not None:
-        _refuse_beside_resume(["config"] * (path is not None) + list(given))
-        return resume_config(given["resume"], given.get("wandb_mode")), debug
-    values = read_yaml(path) if path is not None else {}
-    origin = dict.fromkeys(values, path) | dict.fromkeys(given, "command line")
-    return make_config(values | given, origin), debug
+        directory = given.pop("resume")
+        _refuse_beside_resume(["config"] * (known.config is not None) + list(given), beside_resume)
+        return resume_config(directory, **given), known
+    values = read_yaml(known.config) if known.config is not None else {}
+    origin = dict.fromkeys(values, known.config) | dict.fromkeys(given, "command line")
+    return make_config(values | given, origin), known
 
 
-def _refuse_beside_resume(given: list[str]) -> None:
+def _refuse_beside_resume(given: list[str], allowed: str) -> None:
     for key in given:
-        if key not in {"resume", "wandb_mode"}:
+        if key != allowed:
             raise ConfigError(f"--{key} beside --resume: a training goes on with its own options; leave --{key} out")
 
 

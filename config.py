@@ -368,8 +368,8 @@ def make_config(values: dict[str, Any], origin: dict[str, str] | None = None) ->
         raise ConfigError("; ".join(_one_line(problem, origin) for problem in error.errors())) from None
 
 
-def resume_config(directory: str, wandb_mode: str | None = None) -> Config:
-    """The options of the run in `directory`, for `train` to go on with it; None leaves its `wandb_mode` as it was.
+def resume_config(directory: str, **changed: Any) -> Config:
+    """The options of the run in `directory`, for `train` to go on with it; those in `changed` that are not None are others now.
 
     Raises:
         DataError: there is no run.
@@ -379,10 +379,9 @@ def resume_config(directory: str, wandb_mode: str | None = None) -> Config:
     if not path.is_file():
         raise DataError(f"resume={directory}: no config.yaml is there: name the run directory of a training")
     values = read_yaml(str(path))
-    origin = dict.fromkeys(values, str(path))
-    if wandb_mode is not None:
-        values["wandb_mode"], origin["wandb_mode"] = wandb_mode, "command line"
-    return make_config(values | {"resume": directory}, origin)
+    changed = {key: value for key, value in changed.items() if value is not None}
+    origin = dict.fromkeys(values, str(path)) | dict.fromkeys(changed, "command line")
+    return make_config(values | changed | {"resume": directory}, origin)
 
 
 def _one_line(problem: Any, origin: dict[str, str]) -> str:

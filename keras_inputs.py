@@ -1,0 +1,432 @@
+"""X and y of a scikit-learn estimator in, what Keras takes out: arrays, dicts of them, or streamed batches.
+
+N is the number of rows, K the number of labels. `codes` are labels as places in the sorted `classes`, int64 [N].
+"""
+
+import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+import tensorflow as tf
+import tf_keras
+from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data
+
+_KERAS_BATCH = 32  # what Keras takes where nothing is said
+_WHOLE_NUMBERS = [np.int32, np.int64, np.int16, np.int8, np.uint8, np.uint16, np.uint32, np.bool_]
+
+Encode = Callable[[tf.Tensor], tf.Tensor]  # codes -> targets as the loss takes them
+Signature = Any  # the same nest as a model's inputs, of (shape of a row, name of its type)
+
+
+# Labels
+
+
+def read_labels(y: Any) -> np.ndarray:
+    """Labels of any type, one a row.
+
+    Raises:
+        ValueError: there are none, they are several a row, or they are not labels.
+    """
+    if y is None:
+        raise ValueError(
+            "requires y to be passed, but the target y is None: give the labels, or a tf.data.Dataset of (x, label)"
+        )
+    if np.ndim(y) == 2 and np.shape(y)[1] != 1:
+        raise ValueError(
+            f"y should be 1-D, one label a row, and has the bad shape {np.shape(y)}: give y.argmax(axis=1) if it is one-hot; "
+            "multi-label tasks are not supported"
+        )
+    labels = column_or_1d(y, warn=True)
+    check_array(labels, ensure_2d=False, dtype=None, input_name="y")
+    check_classification_targets(labels)
+    return labels
+
+
+def encode_labels(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Places of labels in the sorted classes, int64 [N].
+
+    Raises:
+        ValueError: a label is none of the classes.
+    """
+    unknown = np.setdiff1d(labels, classes)
+    if len(unknown):
+        raise ValueError(
+            f"y has the labels {unknown[:5].tolist()}, which are not among the classes {classes[:20].tolist()}: "
+            "fit with all of them, or name them all as classes in the first partial_fit"
+        )
+    return np.searchsorted(classes, labels)
+
+
+def _from_tensor(labels: Any) -> np.ndarray:
+    """Labels of a Dataset [N] or [N, 1], its strings decoded."""
+    labels = np.asarray(labels).reshape(-1)
+    return np.array([label.decode() for label in labels], dtype=str) if labels.dtype == object else labels
+
+
+# Rows
+
+
+@dataclass(frozen=True)
+class Training:
+    """What goes beside the N rows of a training."""
+
+    classes: np.ndarray
+    codes: np.ndarray
+    weights: np.ndarray | None
+    encode: Encode
+    batch_size: int | None
+    shuffle: bool
+
+
+@dataclass
+class ArrayRows:
+    """An array, or a dict of arrays with one for each input of the model."""
+
+    x: Any
+
+    def __len__(self) -> int:
+        return len(tf.nest.flatten(self.x)[0])
+
+    def sample(self, size: int) -> Any:
+        """The first rows, as a model takes them."""
+        return tf.nest.map_structure(lambda array: array[:size], self.x)
+
+    def arguments(self, given: Training) -> dict[str, Any]:
+        """`x`, `y` and the like for `Model.fit`."""
+        return {
+            "x": self.x,
+            "y": given.encode(tf.constant(given.codes)).numpy(),
+            "sample_weight": given.weights,
+            "batch_size": given.batch_size,
+            "shuffle": given.shuffle,
+        }
+
+    def outputs(self, model: tf_keras.Model, batch_size: int | None, verbose: Any) -> np.ndarray:
+        """What the model gives for each row, in their order."""
+        return model.predict(self.x, batch_size=batch_size, verbose=verbose)
+
+
+@dataclass
+class SparseRows:
+    """A scipy matrix; only the rows of one batch are ever dense."""
+
+    matrix: scipy.sparse.csr_matrix
+
+    def __len__(self) -> int:
+        return self.matrix.shape[0]
+
+    def sample(self, size: int) -> Any:
+        """The first rows, as a model takes them."""
+        return self.matrix[:size].toarray()
+
+    def split(self, share: float) -> tuple["SparseRows", "SparseRows"]:
+        """The rows without their last share, and that share, cut where Keras cuts arrays."""
+        first = math.floor(len(self) * (1 - share))
+        return SparseRows(self.matrix[:first]), SparseRows(self.matrix[first:])
+
+    def arguments(self, given: Training) -> dict[str, Any]:
+        """Shuffled, dense batches for `Model.fit`."""
+        beside = [tf.constant(values) for values in (given.codes, given.weights) if values is not None]
+
+        def batch(rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            targets, *rest = (tf.gather(values, rows) for values in beside)
+            return self._dense(rows), given.encode(targets), *rest
+
+        order = tf.data.Dataset.range(len(self))
+        if given.shuffle:
+            order = order.shuffle(len(self))
+        return {"x": order.batch(given.batch_size or _KERAS_BATCH).map(batch).prefetch(1)}
+
+    def _dense(self, rows: tf.Tensor) -> tf.Tensor:
+        dense = tf.numpy_function(lambda places: self.matrix[places].toarray(), [rows], self.matrix.dtype)
+        return tf.ensure_shape(dense, (None, self.matrix.shape[1]))
+
+    def outputs(self, model: tf_keras.Model, batch_size: int | None, verbose: Any) -> np.ndarray:
+        """What the model gives for each row, in their order."""
+        batches = tf.data.Dataset.range(len(self)).batch(batch_size or _KERAS_BATCH)
+        return model.predict(batches.map(self._dense), verbose=verbose)
+
+
+@dataclass
+class StreamRows:
+    """A tf.data.Dataset of batches x, (x, labels) or (x, labels, weights), read batch by batch whenever it is needed."""
+
+    batches: tf.data.Dataset
+    sizes: list[int]  # rows of each batch
+    labels: np.ndarray | None
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the Dataset holds weights."""
+        return len(_parts(self.batches.element_spec)) == 3
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def sample(self, size: int) -> Any:
+        """The first rows, as a model takes them."""
+        x = _parts(next(iter(self.batches)))[0]
+        return tf.nest.map_structure(lambda tensor: tensor[:size], x)
+
+    def arguments(self, given: Training) -> dict[str, Any]:
+        """Batches for `Model.fit`, in the Dataset's own order."""
+
+        def code(labels: tf.Tensor) -> tf.Tensor:
+            found = tf.numpy_function(lambda y: encode_labels(_from_tensor(y), given.classes), [labels], tf.int64)
+            return tf.ensure_shape(found, (None,))
+
+        labelled = self.batches
+        if self.labels is None:
+            both = tf.data.Dataset.zip(without_labels(self.batches), self._beside(given.codes))
+            labelled = both.map(lambda x, codes: (x, given.encode(codes)))
+        else:
+            labelled = self.batches.map(lambda x, y, *rest: (x, given.encode(code(y)), *rest))
+        if given.weights is not None:
+            both = tf.data.Dataset.zip(labelled, self._beside(given.weights))
+            labelled = both.map(lambda element, weight: (*element, weight))
+        return {"x": labelled.prefetch(1)}
+
+    def _beside(self, values: np.ndarray) -> tf.data.Dataset:
+        """Values of the N rows in batches of the Dataset's own sizes."""
+        return tf.data.Dataset.from_tensor_slices(tf.RaggedTensor.from_row_lengths(values, self.sizes))
+
+
+Rows = ArrayRows | SparseRows | StreamRows
+
+
+def without_labels(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The x of each element."""
+    return dataset.map(lambda *element: _parts(element[0] if len(element) == 1 else element)[0])
+
+
+def labelled_batches(dataset: tf.data.Dataset, signature: Signature) -> Iterator[tuple[Any, np.ndarray, Any]]:
+    """`(x, labels, weights or None)` of each batch of a Dataset that holds labels, in one pass over it.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    for element in in_batches(dataset, None, signature):
+        x, *rest = _parts(element)
+        if not rest:
+            raise ValueError(
+                "requires y to be passed, but the target y is None and the Dataset holds no labels: give y"
+            )
+        yield x, _from_tensor(rest[0]), rest[1].numpy() if len(rest) == 2 else None
+
+
+def _parts(element: Any) -> tuple[Any, ...]:
+    return element if isinstance(element, tuple) else (element,)
+
+
+# Reading X
+
+
+def is_frame(X: Any) -> bool:
+    """Whether X is a data frame: one array with names of features, or one column for each input of the model."""
+    return isinstance(X, pd.DataFrame)
+
+
+def read_rows(estimator: Any, X: Any, reset: bool, input_names: tuple[str, ...] = ()) -> Rows:
+    """Checks X, all but a Dataset, as scikit-learn does, and sets or compares the estimator's features.
+
+    Args:
+        reset: whether this is X of a fit.
+        input_names: the inputs of a model with several: a frame with just these columns goes in by column.
+
+    Raises:
+        ValueError, TypeError: X is no such thing, or holds NaN or infinity.
+    """
+    if isinstance(X, Mapping):
+        return _named_inputs(X)
+    if is_frame(X) and len(input_names) > 1 and set(X.columns) == set(input_names):
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+        return _named_inputs({name: X[name] for name in input_names})
+    texts = None if is_frame(X) or scipy.sparse.issparse(X) else _texts(X, "X")
+    if texts is not None:
+        return ArrayRows(texts)
+    checked = validate_data(
+        estimator, X, reset=reset, accept_sparse="csr", dtype=_number_types(), allow_nd=True, ensure_2d=True
+    )
+    return SparseRows(checked) if scipy.sparse.issparse(checked) else ArrayRows(checked)
+
+
+def _named_inputs(columns: Mapping[str, Any]) -> ArrayRows:
+    if not columns:
+        raise ValueError("X is an empty dict: give an array for each input of the model")
+    inputs = {}
+    for name, values in columns.items():
+        texts = _texts(values, f"X[{name!r}]")
+        inputs[name] = texts if texts is not None else _numbers(values, f"X[{name!r}]")
+    check_consistent_length(*inputs.values())
+    return ArrayRows(inputs)
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:
+    return check_array(values, dtype=_number_types(), ensure_2d=False, allow_nd=True, input_name=name)
+
+
+def _number_types() -> list[Any]:
+    """Whole numbers stay what they are, all else becomes Keras' float: beyond its range they are refused, not made infinite."""
+    return [np.dtype(tf_keras.backend.floatx()), *_WHOLE_NUMBERS]
+
+
+def _texts(X: Any, name: str) -> np.ndarray | None:
+    """X as an array of strings of any shape; None if it holds no strings.
+
+    Raises:
+        ValueError: it holds strings and other things.
+    """
+    kind = getattr(X, "dtype", None)
+    if isinstance(kind, np.dtype) and kind.kind not in "OUT":
+        return None
+    try:
+        array = np.asarray(X, dtype=object)
+    except ValueError:  # rows of unequal lengths, of which scikit-learn says so
+        return None
+    if not any(isinstance(value, str) for value in array.flat):
+        return None
+    if array.ndim == 2 and any(isinstance(value, int | float) for value in array.flat):
+        return None  # a table of numbers with some text in it, which scikit-learn names
+    for place, value in enumerate(array.flat):
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{name} holds texts, and its value {place} is {type(value).__name__} {value!r}: make it a text"
+            )
+    return array
+
+
+def signature_of(sample: Any) -> Signature:
+    """Shape and type of a row of each input."""
+    return tf.nest.map_structure(lambda values: _Row(tuple(values.shape[1:]), tf.as_dtype(values.dtype).name), sample)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of one input. A class of its own, because `tf.nest` takes tuples apart."""
+
+    shape: tuple[int | None, ...]
+    kind: str
+
+
+def empty_rows(signature: Signature) -> Any:
+    """One row of zeros, or of empty texts, of each input: enough to build a model."""
+    return tf.nest.map_structure(
+        lambda row: tf.zeros((1, *row.shape), tf.string if row.kind in ("object", "string") else row.kind), signature
+    )
+
+
+def refuse_other_inputs(sample: Any, signature: Signature) -> None:
+    """Refuses rows that are not like those of the fit.
+
+    Raises:
+        ValueError: other inputs, other shapes, or texts instead of numbers.
+    """
+    given, known = (_describe(nest) for nest in (signature_of(sample), signature))
+    if given != known:
+        raise ValueError(f"X holds {given}, but the model was fitted on {known}: give X as at fit")
+
+
+def _describe(signature: Signature) -> str:
+    def words(row: _Row) -> str:
+        return f"{'texts' if row.kind in ('object', 'string') else 'numbers'} with {len(row.shape)} axes a row"
+
+    if isinstance(signature, Mapping):
+        return ", ".join(f"{name}: {words(signature[name])}" for name in sorted(signature))
+    return words(signature)
+
+
+# Reading a Dataset
+
+
+def read_dataset(
+    dataset: tf.data.Dataset, y: np.ndarray | None, batch_size: int | None, signature: Signature | None = None
+) -> StreamRows:
+    """Passes once over a Dataset and notes its labels and the sizes of its batches; x is not kept.
+
+    Args:
+        y: labels beside the Dataset [N], in its order.
+        signature: rows of the fit; they tell batches from single rows where a Dataset has no labels.
+
+    Raises:
+        ValueError: it is empty or endless, its labels are not those beside it, or nothing tells whether it is batched.
+    """
+    batches = in_batches(dataset, batch_size, signature, None if y is None else len(y))
+    sizes, labels = [], []
+    for element in batches:
+        x, *rest = _parts(element)
+        sizes.append(tf.nest.flatten(x)[0].shape[0])
+        labels += [_from_tensor(rest[0])] if rest else []
+    own = np.concatenate(labels) if labels else None
+    if y is not None and len(y) != sum(sizes):
+        raise ValueError(f"Found input variables with inconsistent numbers of samples: {[sum(sizes), len(y)]}")
+    if own is not None and y is not None and not np.array_equal(own, y):
+        raise ValueError(
+            "the Dataset holds labels, and y has other ones: leave y out (a Dataset that shuffles anew gives another order "
+            "each time)"
+        )
+    return StreamRows(batches, sizes, own)
+
+
+def in_batches(
+    dataset: tf.data.Dataset, batch_size: int | None, signature: Signature | None, num_labels: int | None = None
+) -> tf.data.Dataset:
+    """The Dataset in batches: its own ones, of another size if one is asked for, or new ones of single rows."""
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("the Dataset never ends: leave out its repeat(); `epochs` says how often it is read")
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ValueError("the Dataset has 0 sample(s) while a minimum of 1 is required")
+    if not _is_batched(dataset, first, signature, num_labels):
+        return dataset.batch(batch_size or _KERAS_BATCH)
+    if batch_size and tf.nest.flatten(first)[0].shape[0] != batch_size:
+        return dataset.unbatch().batch(batch_size)
+    return dataset
+
+
+def _is_batched(dataset: tf.data.Dataset, first: Any, signature: Signature | None, num_labels: int | None) -> bool:
+    x, *rest = _parts(first)
+    if rest:
+        shape = rest[0].shape
+        if shape.rank > 2 or (shape.rank == 2 and shape[1] != 1) or (shape.rank == 1 and _is_vector(x, rest[0])):
+            raise ValueError(
+                f"the labels of a Dataset should be one a row, and have the bad shape {tuple(shape)}: map them with "
+                "tf.argmax(y, axis=-1) if they are one-hot"
+            )
+        return bool(shape.rank)
+    rank = tf.nest.flatten(x)[0].shape.rank
+    if signature is not None:
+        return _batched_by_rank(rank, len(tf.nest.flatten(signature)[0].shape))
+    if rank == 0:
+        return False
+    num_elements = num_rows = 0
+    for element in dataset:
+        num_elements, num_rows = num_elements + 1, num_rows + tf.nest.flatten(element)[0].shape[0]
+    if num_labels not in (num_elements, num_rows):
+        raise ValueError(
+            f"Found input variables with inconsistent numbers of samples: a Dataset of {num_elements} elements, "
+            f"{num_rows} rows if they are batches, and {num_labels} labels"
+        )
+    if num_elements == num_rows:  # batches of one row, or single rows with one number: only the former vary in length
+        return tf.nest.flatten(dataset.element_spec)[0].shape[0] is None
+    return num_labels == num_rows
+
+
+def _is_vector(x: Any, labels: tf.Tensor) -> bool:
+    """Whether labels of one axis are those of one row: a one-hot row, not a batch."""
+    return tf.nest.flatten(x)[0].shape[:1] != labels.shape[:1]
+
+
+def _batched_by_rank(rank: int, row_rank: int) -> bool:
+    if rank not in (row_rank, row_rank + 1):
+        raise ValueError(
+            f"the Dataset's elements have {rank} axes, and the rows of the fit {row_rank}: give rows or batches of them"
+        )
+    return rank == row_rank + 1
