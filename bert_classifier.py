@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, column_or_1d
 
 from config import Config, make_config
@@ -110,16 +110,16 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
             ValueError: something in X, y, the weights or the parameters is not as it should be; the message names it.
         """
         self._fitted: _InMemory | _Saved | None = None  # two models at once would need twice the memory
-        config = self._config()
         texts = self._texts(X)
+        config = self._config(pairs=texts.second is not None)
         labels, classes = labels_of(y)
         check_consistent_length(texts.first, labels)
         task = Task(_kind(config, labels, classes), [str(name) for name in classes.tolist()])
-        weights = None if sample_weight is None else _check_sample_weight(sample_weight, texts.first, np.float32)
+        weights = None if sample_weight is None else _check_sample_weight(sample_weight, texts.first, dtype=np.float32)
         if weights is not None and not ((weights >= 0).all() and weights.any()):
             raise ValueError("sample_weight holds negative weights, or only 0: weights are 0 or more, some above 0")
         splits, weights = _splits(config, task, texts, labels, classes, weights)
-        self.classes_ = classes
+        self.classes_, self._pairs = classes, texts.second is not None
         self.run_directory_: Path | None = None
         if self.output_dir is None:
             self._fit_in_memory(config, splits, weights)
@@ -127,8 +127,14 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
             self._fit_into_run(config, splits, weights)
         return self
 
-    def _config(self) -> Config:
+    def _config(self, pairs: bool) -> Config:
         parameters = self.get_params(deep=False)
+        if pairs and parameters["text_pair_column"] is None:
+            parameters["text_pair_column"] = "text_pair"
+        if not pairs and parameters["text_pair_column"] is not None:
+            raise ValueError(
+                f"text_pair_column={parameters['text_pair_column']}: X holds single texts: give pairs, or leave it out"
+            )
         del parameters["verbose"]
         if parameters["output_dir"] is None:
             if parameters["wandb_mode"] != "disabled":
@@ -200,6 +206,9 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         texts = self._texts(X)
+        if (texts.second is not None) != self._pairs:
+            fitted, given = ("pairs", "single texts") if self._pairs else ("single texts", "pairs")
+            raise ValueError(f"X holds {given}, and the classifier was trained on {fitted}: give {fitted}")
         assert self._fitted is not None
         return self.decision_.probabilities(self._fitted.logits(texts))
 
@@ -210,7 +219,8 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
             NotFittedError: `fit` has not run.
             ValueError: X holds no texts.
         """
-        decided = self.decision_.decide(self.predict_proba(X)) if hasattr(self, "decision_") else check_is_fitted(self)
+        probabilities = self.predict_proba(X)
+        decided = self.decision_.decide(probabilities)
         return decided.astype(np.int64) if self.decision_.task.kind == "multilabel" else self.classes_[decided]
 
     def save(self, directory: str | Path) -> None:
@@ -303,8 +313,9 @@ def labels_of(y: Any) -> tuple[np.ndarray, np.ndarray]:
     """The labels as positions among the classes, int64 (N,), or 0 and 1, float32 (N, K); and the K classes."""
     if y is None:
         raise ValueError("BertClassifier requires y to be passed, but the target y is None")
-    if (getattr(y, "ndim", 1) == 2 and y.shape[1] > 1) or type_of_target(y, "y").startswith("multilabel"):
-        names = np.array(y.columns) if isinstance(y, pd.DataFrame) else np.arange(np.shape(y)[1])
+    y = y if hasattr(y, "shape") else np.asarray(y)
+    if y.ndim == 2 and y.shape[1] > 1:
+        names = np.array(y.columns) if isinstance(y, pd.DataFrame) else np.arange(y.shape[1])
         indicators = np.asarray(y.toarray() if hasattr(y, "toarray") else y)
         if not np.isin(indicators, (0, 1)).all():
             raise ValueError(

@@ -150,8 +150,6 @@ def _weights(model: tf_keras.Model) -> tf.train.Checkpoint:
 
 def _everything(model: tf_keras.Model) -> tf.train.Checkpoint:
     """Weights, optimizer slots and steps, loss scale."""
-    # Keras creates slots in the first step; here they have to be there to be filled, and the same ones in every process.
-    model.optimizer._create_all_weights(model.trainable_variables)
     return tf.train.Checkpoint(weights=model.variables, optimizer=model.optimizer)
 
 

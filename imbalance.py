@@ -50,7 +50,7 @@ def label_weights(config: Config, task: Task, targets: np.ndarray, draws: np.nda
     positive = _drawn(task, targets, draws)
     if task.kind == "multilabel":
         negative = draws.sum() - positive
-        return np.where(negative > 0, negative / positive, 1.0).astype(np.float32)
+        return np.where(negative > 0, negative / np.maximum(positive, 1.0), 1.0).astype(np.float32)
     return (draws.sum() / (len(task.labels) * positive)).astype(np.float32)
 
 
@@ -79,7 +79,7 @@ def draws_per_epoch(config: Config, task: Task, targets: np.ndarray) -> np.ndarr
     and the others rise with it.
     """
     counts = _drawn(task, targets, np.ones(len(targets)))
-    per_label = np.maximum(1.0, config.oversampling * counts.max() / counts)
+    per_label = np.maximum(1.0, config.oversampling * counts.max() / np.maximum(counts, 1.0))
     if targets.ndim == 1:
         return per_label[targets]
     return np.maximum(1.0, (targets * per_label).max(axis=1))

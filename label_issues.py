@@ -10,6 +10,7 @@ import dataclasses
 import json
 import shlex
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +203,8 @@ def _tell(table: Examples, task: Task, issues: pd.DataFrame, directory: Path) ->
     print(f"{len(wrong):,} of {len(table):,} labels look wrong ({len(wrong) / len(table):.1%})")
     if conflicts := int(issues["conflict"].sum()):
         print(f"{conflicts:,} rows have the text of another row and another label than it: column conflict")
-    pairs = wrong.groupby(["given_label", "suggested_label"]).size().sort_values(ascending=False, kind="stable")
-    for (given, suggested), count in pairs.head(_SHOWN).to_dict().items():
+    pairs = Counter(zip(wrong["given_label"], wrong["suggested_label"], strict=True))
+    for (given, suggested), count in pairs.most_common(_SHOWN):
         print(f"  {count:>6,}  {given!r} -> {suggested!r}")
     print("The least trustworthy:" if len(wrong) else "The least trustworthy, none of which looks wrong:")
     for line in (wrong if len(wrong) else issues).head(_SHOWN).to_dict("records"):

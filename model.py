@@ -266,6 +266,8 @@ def compile_classifier(
     kind = classifier.task.kind
     loss = WeightedCrossEntropy(kind, label_weights)
     classifier.training_model.compile(optimizer=optimizer, loss=loss, metrics=[exact_match(kind)])
+    # Keras would create the slots in the first step, and build that step's graph twice for it.
+    optimizer._create_all_weights(classifier.training_model.trainable_variables)
 
 
 def rate_groups(config: Config, classifier: Classifier) -> dict[str, float]:

@@ -1,0 +1,8 @@
+"""scikit-learn's face of the project: any Keras model, and BERT, as estimators.
+
+from estimators import BertClassifier, BertTransformer, KerasWrapperModel, KerasWrapperSequential
+"""
+
+from bert_classifier import BertClassifier
+
+__all__ = ["BertClassifier"]
