@@ -194,4 +194,4 @@ def issue_table(
 def _turned(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Which of the labels that rows have, or lack, look wrong, bool [N, K]; each label is judged for itself."""
     sets = [np.flatnonzero(row).tolist() for row in labels]
-    return np.stack(find_multilabel_issues_per_class(sets, probabilities, n_jobs=1), axis=1)
+    return np.asarray(find_multilabel_issues_per_class(sets, probabilities, n_jobs=1))
