@@ -54,7 +54,7 @@ def tanh_gelu(x: tf.Tensor) -> tf.Tensor:
     return tf.nn.gelu(x, approximate=True)
 
 
-_ACTIVATIONS = {"gelu": exact_gelu, "gelu_tanh": tanh_gelu, "relu": tf.nn.relu, "swish": tf.nn.silu}
+ACTIVATIONS = {"gelu": exact_gelu, "gelu_tanh": tanh_gelu, "relu": tf.nn.relu, "swish": tf.nn.silu}
 
 
 class SentencePooling(tf_keras.layers.Layer):
@@ -129,7 +129,7 @@ def _body(spec: EncoderSpec, cls_only: bool, dropout: float | None) -> networks.
         max_sequence_length=spec.max_positions,
         type_vocab_size=spec.type_vocab_size,
         inner_dim=spec.intermediate_size,
-        inner_activation=_ACTIVATIONS[spec.activation],
+        inner_activation=ACTIVATIONS[spec.activation],
         output_dropout=spec.hidden_dropout if dropout is None else dropout,
         attention_dropout=spec.attention_dropout if dropout is None else dropout,
         output_range=1 if cls_only else None,
@@ -352,7 +352,7 @@ def _prove(directory: str, shape: EncoderSpec, weights: dict[str, np.ndarray]) -
     differences = {}
     try:
         inputs, theirs = _probe(directory, shape)
-        for activation in _ACTIVATIONS:
+        for activation in ACTIVATIONS:
             spec = shape.model_copy(update={"activation": activation})
             model = build_bert(spec)
             try:

@@ -4,5 +4,7 @@ from estimators import BertClassifier, BertTransformer, KerasWrapperModel, Keras
 """
 
 from bert_classifier import BertClassifier
+from features import BertTransformer
+from keras_wrappers import KerasWrapperModel, KerasWrapperSequential
 
-__all__ = ["BertClassifier"]
+__all__ = ["BertClassifier", "BertTransformer", "KerasWrapperModel", "KerasWrapperSequential"]

@@ -42,14 +42,18 @@ def find_label_issues(
     Raises:
         ValueError: X and y do not fit together, or a label has too few rows for the folds.
     """
-    classifier = BertClassifier() if classifier is None else classifier
+    classifier = BertClassifier(verbose=True) if classifier is None else classifier
     texts = texts_of(X)
     labels, classes = labels_of(y)
     if len(labels) != len(texts.first):
         raise ValueError(f"X has {len(texts.first):,} rows and y {len(labels):,}: there should be as many")
     fold = assign_folds(texts.inputs(), labels, folds, seed)
     names = [str(label) for label in classes.tolist()]
-    probabilities = out_of_fold(classifier, texts, np.asarray(y), classes, fold)
+
+    def say(number: int) -> None:
+        print(f"Fold {number + 1} of {folds}", flush=True)
+
+    probabilities = out_of_fold(classifier, texts, np.asarray(y), classes, fold, on_fold=say)
     return issue_table(texts, labels, names, probabilities, list(range(len(labels))))
 
 
@@ -141,11 +145,19 @@ def probabilities_of(fitted: Any, inputs: list[Any], classes: np.ndarray, severa
 
 
 def save_array(file: Path, values: np.ndarray) -> None:
-    """Writes an array so that a reader never sees half of it."""
+    """Writes an array so that a reader never sees half of it.
+
+    Raises:
+        OSError: it cannot be written; the error names it.
+    """
     temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as stream:
-        np.save(stream, values, allow_pickle=False)
-    temporary.replace(file)
+    try:
+        with temporary.open("wb") as stream:
+            np.save(stream, values, allow_pickle=False)
+        temporary.replace(file)
+    except OSError as error:
+        error.filename = str(file)  # a full disk's error names none
+        raise
 
 
 # The judgement

@@ -7,7 +7,7 @@ import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow 
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,10 @@ def read_labels(y: Any) -> np.ndarray:
         raise ValueError(
             "requires y to be passed, but the target y is None: give the labels, or a tf.data.Dataset of (x, label)"
         )
-    if np.ndim(y) == 2 and np.shape(y)[1] != 1:
+    shape = np.asarray(y).shape
+    if len(shape) == 2 and shape[1] != 1:
         raise ValueError(
-            f"y should be 1-D, one label a row, and has the bad shape {np.shape(y)}: give y.argmax(axis=1) if it is one-hot; "
+            f"y should be 1-D, one label a row, and has the bad shape {shape}: give y.argmax(axis=1) if it is one-hot; "
             "multi-label tasks are not supported"
         )
     labels = column_or_1d(y, warn=True)
@@ -82,8 +83,24 @@ class Training:
     codes: np.ndarray
     weights: np.ndarray | None
     encode: Encode
+    class_weights: np.ndarray | None  # by code, float32 [K]
     batch_size: int | None
     shuffle: bool
+
+    def finish(self, x: Any, codes: tf.Tensor, *weights: tf.Tensor) -> tuple[Any, ...]:
+        """`(x, targets)` of a batch, or `(x, targets, weights)`.
+
+        Keras' own `class_weight` fails beside weights of rows, so theirs are multiplied here.
+        """
+        factors = [tf.cast(weight, tf.float32) for weight in weights]
+        if self.class_weights is not None:
+            factors.append(tf.gather(tf.constant(self.class_weights), codes))
+        return x, self.encode(codes), *([tf.reduce_prod(tf.stack(factors), axis=0)] if factors else [])
+
+    def take(self, part: slice) -> "Training":
+        """What goes beside some of the rows."""
+        weights = None if self.weights is None else self.weights[part]
+        return replace(self, codes=self.codes[part], weights=weights)
 
 
 @dataclass
@@ -101,13 +118,24 @@ class ArrayRows:
 
     def arguments(self, given: Training) -> dict[str, Any]:
         """`x`, `y` and the like for `Model.fit`."""
+        beside = [tf.constant(values) for values in (given.codes, given.weights) if values is not None]
+        _, *targets = (tensor.numpy() for tensor in given.finish(tf.constant(0), *beside))
         return {
             "x": self.x,
-            "y": given.encode(tf.constant(given.codes)).numpy(),
-            "sample_weight": given.weights,
+            "y": targets[0],
+            "sample_weight": targets[1] if len(targets) == 2 else None,
             "batch_size": given.batch_size,
             "shuffle": given.shuffle,
         }
+
+    def split(self, share: float) -> tuple["ArrayRows", "ArrayRows"]:
+        """The rows without their last share, and that share, cut where Keras cuts."""
+        first = _first_part(len(self), share)
+        cut = [
+            tf.nest.map_structure(lambda array, part=part: array[part], self.x)
+            for part in (slice(first), slice(first, None))
+        ]
+        return ArrayRows(cut[0]), ArrayRows(cut[1])
 
     def outputs(self, model: tf_keras.Model, batch_size: int | None, verbose: Any) -> np.ndarray:
         """What the model gives for each row, in their order."""
@@ -129,21 +157,20 @@ class SparseRows:
 
     def split(self, share: float) -> tuple["SparseRows", "SparseRows"]:
         """The rows without their last share, and that share, cut where Keras cuts arrays."""
-        first = math.floor(len(self) * (1 - share))
+        first = _first_part(len(self), share)
         return SparseRows(self.matrix[:first]), SparseRows(self.matrix[first:])
 
     def arguments(self, given: Training) -> dict[str, Any]:
         """Shuffled, dense batches for `Model.fit`."""
         beside = [tf.constant(values) for values in (given.codes, given.weights) if values is not None]
 
-        def batch(rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            targets, *rest = (tf.gather(values, rows) for values in beside)
-            return self._dense(rows), given.encode(targets), *rest
+        def batch(rows: tf.Tensor) -> tuple[Any, ...]:
+            return given.finish(self._dense(rows), *(tf.gather(values, rows) for values in beside))
 
         order = tf.data.Dataset.range(len(self))
         if given.shuffle:
             order = order.shuffle(len(self))
-        return {"x": order.batch(given.batch_size or _KERAS_BATCH).map(batch).prefetch(1)}
+        return _stream_arguments(order.batch(given.batch_size or _KERAS_BATCH).map(batch))
 
     def _dense(self, rows: tf.Tensor) -> tf.Tensor:
         dense = tf.numpy_function(lambda places: self.matrix[places].toarray(), [rows], self.matrix.dtype)
@@ -183,20 +210,33 @@ class StreamRows:
             found = tf.numpy_function(lambda y: encode_labels(_from_tensor(y), given.classes), [labels], tf.int64)
             return tf.ensure_shape(found, (None,))
 
-        labelled = self.batches
         if self.labels is None:
-            both = tf.data.Dataset.zip(without_labels(self.batches), self._beside(given.codes))
-            labelled = both.map(lambda x, codes: (x, given.encode(codes)))
+            coded = tf.data.Dataset.zip(without_labels(self.batches), self._beside(given.codes))
         else:
-            labelled = self.batches.map(lambda x, y, *rest: (x, given.encode(code(y)), *rest))
+            coded = self.batches.map(lambda x, y, *weights: (x, code(y), *weights))
         if given.weights is not None:
-            both = tf.data.Dataset.zip(labelled, self._beside(given.weights))
-            labelled = both.map(lambda element, weight: (*element, weight))
-        return {"x": labelled.prefetch(1)}
+            both = tf.data.Dataset.zip(coded, self._beside(given.weights))
+            coded = both.map(lambda element, weight: (*element, weight))
+        # Keras trains a little differently where it does not know the number of batches: it counts a step that finds none.
+        counted = coded.map(given.finish).apply(tf.data.experimental.assert_cardinality(len(self.sizes)))
+        return _stream_arguments(counted)
 
     def _beside(self, values: np.ndarray) -> tf.data.Dataset:
         """Values of the N rows in batches of the Dataset's own sizes."""
         return tf.data.Dataset.from_tensor_slices(tf.RaggedTensor.from_row_lengths(values, self.sizes))
+
+
+def _first_part(num_rows: int, share: float) -> int:
+    first = math.floor(num_rows * (1 - share))
+    if not 0 < first < num_rows:
+        raise ValueError(
+            f"validation_split={share} of {num_rows} rows leaves none on one side: give another share or more rows"
+        )
+    return first
+
+
+def _stream_arguments(batches: tf.data.Dataset) -> dict[str, Any]:
+    return {"x": batches.prefetch(1), "y": None, "batch_size": None}
 
 
 Rows = ArrayRows | SparseRows | StreamRows
@@ -204,7 +244,7 @@ Rows = ArrayRows | SparseRows | StreamRows
 
 def without_labels(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """The x of each element."""
-    return dataset.map(lambda *element: _parts(element[0] if len(element) == 1 else element)[0])
+    return dataset.map(lambda x, *beside: x)
 
 
 def labelled_batches(dataset: tf.data.Dataset, signature: Signature) -> Iterator[tuple[Any, np.ndarray, Any]]:
@@ -234,7 +274,7 @@ def is_frame(X: Any) -> bool:
     return isinstance(X, pd.DataFrame)
 
 
-def read_rows(estimator: Any, X: Any, reset: bool, input_names: tuple[str, ...] = ()) -> Rows:
+def read_rows(estimator: Any, X: Any, reset: bool, input_names: tuple[str, ...] = ()) -> ArrayRows | SparseRows:
     """Checks X, all but a Dataset, as scikit-learn does, and sets or compares the estimator's features.
 
     Args:
@@ -244,7 +284,7 @@ def read_rows(estimator: Any, X: Any, reset: bool, input_names: tuple[str, ...] 
     Raises:
         ValueError, TypeError: X is no such thing, or holds NaN or infinity.
     """
-    if isinstance(X, Mapping):
+    if isinstance(X, Mapping) and not scipy.sparse.issparse(X):  # a dok_matrix is both
         return _named_inputs(X)
     if is_frame(X) and len(input_names) > 1 and set(X.columns) == set(input_names):
         validate_data(estimator, X, reset=reset, skip_check_array=True)

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import shlex
+import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -101,11 +102,15 @@ def main(config: Config, given: argparse.Namespace) -> None:
     directory, folds = _claim(config, given.folds or _FOLDS, table)
     with held(directory), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"note: {message}", flush=True)
-        issues = _find(config, folds, table, task, directory)
-        if given.retrain:
-            assert test is not None
-            _retrain(config, given, table, task, issues, test, directory)
-        else:
+        try:
+            issues = _find(config, folds, table, task, directory)
+            if given.retrain:
+                assert test is not None
+                _retrain(config, given, table, task, issues, test, directory)
+        except KeyboardInterrupt:
+            print(f"\nInterrupted. Go on with: python label_issues.py --resume {_quoted(directory)}", file=sys.stderr)
+            raise SystemExit(130) from None
+        if not given.retrain:
             print(f"Review them: open {directory / 'review.html'} in a browser; it exports your decisions as a file")
             test_option = "" if config.test_data else " --test_data LABELLED.csv"
             print(
@@ -183,7 +188,10 @@ def _write(
     scores = score(task, targets, probabilities, decision.decide(probabilities))
     print("out of fold: " + "  ".join(f"{name} {scores[name]:.4f}" for name in HEADLINE[task.kind] if name in scores))
     write_atomically(directory / "label_issues.csv", issues.to_csv(index=False))
-    suspects = issues[issues["is_issue"]].drop(columns="is_issue")
+    suspects = issues[issues["is_issue"]]
+    suspects = suspects.drop(
+        columns=["is_issue", *(name for name in ("repeats", "conflict") if not suspects[name].any())]
+    )
     page = ReviewPage(
         config.data, table.fingerprint(), task.labels, task.kind == "multilabel", suspects, separator=task.separator
     )
@@ -276,5 +284,5 @@ def _quoted(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    with runtime.mistakes_in_one_line(GIVEN.debug, "what is trained is kept; --resume with the directory goes on"):
+    with runtime.mistakes_in_one_line(GIVEN.debug, "nothing is judged yet"):
         main(CONFIG, GIVEN)
