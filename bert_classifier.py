@@ -8,11 +8,13 @@ import io
 import tarfile
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import tf_keras
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
@@ -23,16 +25,16 @@ from decision import Decision, fit_decision, plain_decision
 from encoders import find_encoder
 from examples import Examples
 from export import export_classifier
-from fitting import Job, fit_in_memory
+from fitting import Job, fit_in_memory, refuse_wrong_monitor
 from imbalance import balance
 from model import Classifier, build_classifier
 from predict import TextClassifier
 from scoring import Scorer
-from splits import Splits, split_rows
+from splits import IN_MEMORY, Splits, split_rows
 from tasks import Kind, Task
 from text_inputs import Texts, shared_tokens, texts_of
 
-_SOURCE = "X"  # the table's name, where there is none
+_LEARNED = ("classes_", "decision_", "history_", "num_cut_", "run_directory_", "_pairs", "_fitted")
 _OF_TABLES = {  # X and y take their place
     "data",
     "valid_data",
@@ -62,16 +64,17 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
 
     - `valid_split` is 0: all of X is trained on. With a share or count of the rows, these choose threshold and temperature, and
       early stopping the weights, as in train.py; `predict` then goes by that threshold.
-    - `output_dir` is None: nothing is written, and nothing is tracked. With a folder every fit writes a run directory as train.py
-      does, into W&B too unless `wandb_mode` stays disabled.
+    - `output_dir` is None: nothing is written, and nothing is tracked. With a folder every fit writes and prints what train.py
+      does, into W&B too unless `wandb_mode` stays disabled. Such a run cannot be resumed, as its rows are in no table.
     - `verbose` true shows the training's progress.
 
-    X is a list, Series or array of texts; pairs of them, also as two columns; or a frame with `text_column` and, if it is set,
-    `text_pair_column`. y holds a label for each text, of any type; or 0 and 1, (N, K), for several labels a text, as array or
-    frame, whose columns then are the labels. Token ids are computed once a process for each text, whatever folds and
-    candidates it is in.
+    X is a list, Series or array of texts; pairs of them, as tuples or an array (N, 2); or a frame with `text_column` and, if it
+    is set, `text_pair_column`. y holds a label for each text, of any type; or 0 and 1, (N, K), for several labels a text, as
+    array or frame, whose columns then are the labels. Token ids are computed once a process for each text, whatever folds
+    and candidates it is in, unless these write runs.
 
-    Pickling writes the model that `save` writes, weights and graph, and loading it runs no code of its own.
+    A pickle holds the model that `save` writes, as data; the graph is loaded when it is used. Load no pickle that you do not
+    trust.
 
     Attributes:
         classes_: the K labels in the order of the probabilities.
@@ -109,22 +112,29 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: something in X, y, the weights or the parameters is not as it should be; the message names it.
         """
-        self._fitted: _InMemory | _Saved | None = None  # two models at once would need twice the memory
         texts = self._texts(X)
         config = self._config(pairs=texts.second is not None)
         labels, classes = labels_of(y)
         check_consistent_length(texts.first, labels)
-        task = Task(_kind(config, labels, classes), [str(name) for name in classes.tolist()])
+        names = [str(name) for name in classes.tolist()]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"the columns of y have names that are the same, or written so: {names}: give each its own"
+            )
+        task = Task(_kind(config, labels, classes), names)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, texts.first, dtype=np.float32)
         if weights is not None and not ((weights >= 0).all() and weights.any()):
             raise ValueError("sample_weight holds negative weights, or only 0: weights are 0 or more, some above 0")
-        splits, weights = _splits(config, task, texts, labels, classes, weights)
+        splits, weights = _splits(config, task, texts, labels, weights)
+        refuse_wrong_monitor(config, splits)
+        for name in _LEARNED:  # two models at once would need twice the memory
+            self.__dict__.pop(name, None)
+        train = self._fit_in_memory if self.output_dir is None else self._fit_into_run
+        train(config, splits, weights)
         self.classes_, self._pairs = classes, texts.second is not None
-        self.run_directory_: Path | None = None
-        if self.output_dir is None:
-            self._fit_in_memory(config, splits, weights)
-        else:
-            self._fit_into_run(config, splits, weights)
+        if self.num_cut_:
+            cut = f"{self.num_cut_:,} of {len(splits.train):,} texts are cut"
+            warnings.warn(f"{cut} to max_seq_length={config.max_seq_length} tokens", UserWarning, stacklevel=2)
         return self
 
     def _config(self, pairs: bool) -> Config:
@@ -143,7 +153,9 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
                 )
             if parameters["run_name"] is not None:
                 raise ValueError(f"run_name={parameters['run_name']}: without output_dir no run is written: set it too")
-        return make_config({"data": _SOURCE, **parameters})
+        if isinstance(parameters["class_weight"], dict):
+            parameters["class_weight"] = {str(label): weight for label, weight in parameters["class_weight"].items()}
+        return make_config({"data": IN_MEMORY, **parameters})
 
     def _texts(self, X: Any) -> Texts:
         texts = texts_of(X, self.text_column, self.text_pair_column)
@@ -161,28 +173,25 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
         paths = find_encoder(config)
         classifier = build_classifier(config, paths, task)
         classifier.set_output_bias(balanced.bias)
+        if classifier.encoder.note:
+            warnings.warn(classifier.encoder.note, UserWarning, stacklevel=3)
         tokens = {
             name: shared_tokens(
                 Texts(part.texts, part.pairs), classifier.preprocessor, paths.preprocessor, config.max_seq_length
             )
             for name, part in splits.parts.items()
         }
-        scorer = Scorer(lambda inputs: classifier.token_model(inputs, training=False), task.num_logits)
-        job = Job(config, splits, balanced, classifier, scorer, tokens, None)
-        history = fit_in_memory(job, self.verbose)
+        kept = _without_training(classifier)
+        scorer = _scorer(kept)
+        history = fit_in_memory(Job(config, splits, balanced, classifier, scorer, tokens, None), self.verbose)
         self.history_ = pd.DataFrame(history).to_dict("list")
         self.decision_ = plain_decision(task)
         if splits.valid is not None:
             logits, targets = scorer.logits(tokens["valid"]), task.targets(splits.valid.labels)
             self.decision_, _ = fit_decision(task, logits, targets, config.threshold_metric)
         self.num_cut_ = tokens["train"].num_cut
-        if self.num_cut_:
-            warnings.warn(
-                f"{self.num_cut_:,} of {len(splits.train):,} texts are cut to max_seq_length={config.max_seq_length} tokens",
-                UserWarning,
-                stacklevel=3,
-            )
-        self._fitted = _InMemory(classifier, scorer, self.decision_, config, paths.preprocessor)
+        self.run_directory_: Path | None = None
+        self._fitted = _InMemory(kept, scorer, self.decision_, config, paths.preprocessor)
 
     def _fit_into_run(self, config: Config, splits: Splits, weights: np.ndarray | None) -> None:
         from tracking import choose_mode
@@ -191,11 +200,10 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
         result = train_splits(config, splits, choose_mode(config), row_weights=weights)
         if result.interrupted:
             raise KeyboardInterrupt
-        self.run_directory_, self.decision_ = result.run_directory, result.decision
         self.history_ = pd.read_csv(result.run_directory / "history.csv").to_dict("list")
-        classifier, preprocessor = result.classifier, find_encoder(config).preprocessor
-        scorer = Scorer(lambda inputs: classifier.token_model(inputs, training=False), splits.task.num_logits)
-        self._fitted = _InMemory(classifier, scorer, self.decision_, config, preprocessor)
+        self.decision_, self.num_cut_, self.run_directory_ = result.decision, result.num_cut, result.run_directory
+        kept, preprocessor = _without_training(result.classifier), find_encoder(config).preprocessor
+        self._fitted = _InMemory(kept, _scorer(kept), self.decision_, config, preprocessor)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities, float32 (N, K), in the order of `classes_`.
@@ -209,7 +217,6 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
         if (texts.second is not None) != self._pairs:
             fitted, given = ("pairs", "single texts") if self._pairs else ("single texts", "pairs")
             raise ValueError(f"X holds {given}, and the classifier was trained on {fitted}: give {fitted}")
-        assert self._fitted is not None
         return self.decision_.probabilities(self._fitted.logits(texts))
 
     def predict(self, X: Any) -> np.ndarray:
@@ -233,8 +240,10 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         if Path(directory).exists():
             raise ValueError(f"{directory} exists: choose a new folder, or remove it")
-        assert self._fitted is not None
         self._fitted.save(Path(directory))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "_pairs" in vars(self)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -298,12 +307,24 @@ class _Saved:
 
     def save(self, directory: Path) -> None:
         """Writes the SavedModel."""
+        directory.parent.mkdir(parents=True, exist_ok=True)
         with (
             tarfile.open(fileobj=io.BytesIO(self._packed)) as archive,
             tempfile.TemporaryDirectory(dir=directory.parent) as folder,
         ):
             archive.extractall(folder, filter="data")
             Path(folder, "model").rename(directory)
+
+
+def _without_training(classifier: Classifier) -> Classifier:
+    """The same weights without the model that trains them, whose optimizer holds twice their size."""
+    trained = classifier.token_model
+    token_model = tf_keras.Model(trained.inputs, trained.outputs[0], name="token_model")
+    return replace(classifier, token_model=token_model, training_model=token_model)
+
+
+def _scorer(classifier: Classifier) -> Scorer:
+    return Scorer(lambda inputs: classifier.token_model(inputs, training=False), classifier.task.num_logits)
 
 
 # X and y
@@ -313,7 +334,7 @@ def labels_of(y: Any) -> tuple[np.ndarray, np.ndarray]:
     """The labels as positions among the classes, int64 (N,), or 0 and 1, float32 (N, K); and the K classes."""
     if y is None:
         raise ValueError("BertClassifier requires y to be passed, but the target y is None")
-    y = y if hasattr(y, "shape") else np.asarray(y)
+    y = y if hasattr(y, "shape") else _as_array(y)
     if y.ndim == 2 and y.shape[1] > 1:
         names = np.array(y.columns) if isinstance(y, pd.DataFrame) else np.arange(y.shape[1])
         indicators = np.asarray(y.toarray() if hasattr(y, "toarray") else y)
@@ -325,6 +346,8 @@ def labels_of(y: Any) -> tuple[np.ndarray, np.ndarray]:
     column = column_or_1d(y, warn=True)
     if pd.isna(column).any():
         raise ValueError(f"Input y contains NaN or None in {int(pd.isna(column).sum()):,} rows: give each row a label")
+    if column.dtype == object and len({isinstance(label, str) for label in column}) > 1:
+        raise ValueError("y holds strings and labels of other types: give labels of one type")
     check_classification_targets(column)
     classes, places = np.unique(column, return_inverse=True)
     if len(classes) < 2:
@@ -332,6 +355,13 @@ def labels_of(y: Any) -> tuple[np.ndarray, np.ndarray]:
             f"y holds one class only ({classes[0]!r}): a classifier needs two; stratify the folds, or add rows"
         )
     return places, classes
+
+
+def _as_array(y: Any) -> np.ndarray:
+    """A list as an array; NumPy alone would make texts of what stands beside a text, NaN too."""
+    values = list(y)
+    array = np.asarray(values)
+    return np.array(values, dtype=object) if array.dtype.kind == "U" else array
 
 
 def _kind(config: Config, labels: np.ndarray, classes: np.ndarray) -> Kind:
@@ -343,17 +373,17 @@ def _kind(config: Config, labels: np.ndarray, classes: np.ndarray) -> Kind:
 
 
 def _splits(
-    config: Config, task: Task, texts: Texts, labels: np.ndarray, classes: np.ndarray, weights: np.ndarray | None
+    config: Config, task: Task, texts: Texts, labels: np.ndarray, weights: np.ndarray | None
 ) -> tuple[Splits, np.ndarray | None]:
     """The rows as train.py has them, and the weights of those that train."""
     names = np.array(task.labels, dtype=object)
     sets = [tuple(names[row > 0]) if labels.ndim == 2 else (names[row],) for row in labels]
     frame = pd.DataFrame({"text": texts.first} | ({} if texts.second is None else {"text_pair": texts.second}))
-    table = Examples(_SOURCE, frame, texts.first, texts.second, sets, list(range(1, len(sets) + 1)))
+    table = Examples(IN_MEMORY, frame, texts.first, texts.second, sets, list(range(1, len(sets) + 1)))
     train, valid, notes = table, None, list[str]()
-    if config.valid_split:
+    if config.valid_split != 0:
         train_rows, valid_rows = split_rows(table, task, config, notes)
         train, valid = table.take(train_rows), table.take(valid_rows)
         weights = None if weights is None else weights[train_rows]
-    reason = f"{task.kind} ({len(classes):,} labels in y)"
-    return Splits(train, valid, None, task, reason, notes, {_SOURCE: table.identity()}), weights
+    reason = f"{task.kind} ({len(task.labels):,} labels in y)"
+    return Splits(train, valid, None, task, reason, notes, {IN_MEMORY: table.identity()}), weights

@@ -52,16 +52,6 @@ class Tokens:
         return Tokens(self.word_ids[pieces], self.type_ids[pieces], offsets, self.uncut_lengths[rows])
 
 
-def join(first: Tokens, second: Tokens) -> Tokens:
-    """The tokens of some texts, and then those of others."""
-    offsets = np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]])
-    word_ids, type_ids, uncut_lengths = (
-        np.concatenate([getattr(each, name) for each in (first, second)])
-        for name in ("word_ids", "type_ids", "uncut_lengths")
-    )
-    return Tokens(word_ids, type_ids, offsets, uncut_lengths)
-
-
 def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int, pairs: list[str] | None = None) -> Tokens:
     """Turns texts, or pairs of them, into token ids with a TF-Hub preprocessor, a block of rows per `tf.py_function` call.
 

@@ -109,16 +109,16 @@ class BertTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             FeatureCache(Path(self.cache_dir).expanduser())
         encoder = self._find()
         sample = texts.take(np.unique(np.linspace(0, len(texts.first) - 1, _SAMPLE).astype(int)))
-        self.precision_ = encoder.first_precision(self.precision)
+        precision = encoder.first_precision(self.precision)
         tokens = encoder.tokens(sample)
-        if self.precision == "auto" and self.precision_ == "bfloat16":
+        if self.precision == "auto" and precision == "bfloat16":
             features = self._encode_all(encoder, tokens, "bfloat16")
             if not _agree(features, self._encode_all(encoder, tokens, "float32")):
-                self.precision_ = "float32"
+                precision = "float32"
         else:
-            features = self._encode_all(encoder, tokens.take(np.arange(1)), self.precision_)
+            features = self._encode_all(encoder, tokens.take(np.arange(1)), precision)
         self._encoder_key = encoder.key
-        self.n_features_out_ = features.shape[1]
+        self.precision_, self.n_features_out_ = precision, features.shape[1]
         return self
 
     def transform(self, X: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import tf_keras
 
 from callbacks import BestWeights, Checkpoints, EpochEnd, Progress, best_epoch, refuse_diverged
-from config import Config, DataError
+from config import Config, ConfigError, DataError
 from data import BatchSizes, Tokens, batch_sizes, epoch_batches, num_batches, rows_per_epoch, train_batches
 from imbalance import Balance
 from model import Classifier, compile_classifier, rate_groups
@@ -191,6 +191,26 @@ def refuse_other_rows(config: Config, state: TrainingState, splits: Splits) -> N
             raise DataError(
                 f"{part.source}: its {name} rows are not those that {config.resume} began with: restore the table, or train "
                 "anew without resume"
+            )
+
+
+def refuse_wrong_monitor(config: Config, splits: Splits) -> None:
+    """Refuses a `monitor` that these rows do not have.
+
+    Raises:
+        ConfigError: one line with the one to use.
+    """
+    kind = splits.task.kind
+    needed = {"val_f1": "binary", "val_micro_f1": "multilabel"}.get(config.monitor)
+    if needed not in {None, kind}:
+        raise ConfigError(
+            f"monitor={config.monitor}: it belongs to {needed} tasks, and this one is {kind}; use val_macro_f1"
+        )
+    if config.monitor == "val_average_precision" and splits.valid is not None:
+        present = splits.task.indicators(splits.task.targets(splits.valid.labels)).sum(axis=0)
+        if not (present[1] if kind == "binary" else present.any()):
+            raise ConfigError(
+                f"monitor={config.monitor}: {splits.valid.source}: no validation row is positive; use val_loss"
             )
 
 

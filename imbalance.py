@@ -8,6 +8,8 @@ import numpy as np
 from config import Config, ConfigError
 from tasks import Task
 
+_HALF = 0.5  # of a row: labels that no row has, or all rows, or rows of no weight, would else start at infinity
+
 
 @dataclass(frozen=True)
 class Balance:
@@ -27,7 +29,7 @@ def balance(config: Config, task: Task, targets: np.ndarray, row_weights: np.nda
         ConfigError: `class_weight` names a label that there is not.
     """
     draws = draws_per_epoch(config, task, targets)
-    counted = draws if row_weights is None else draws * row_weights
+    counted = draws if row_weights is None else draws * row_weights / row_weights.mean()
     weights = label_weights(config, task, targets, counted)
     return Balance(targets, weights, draws, output_bias(task, targets, weights, counted), row_weights)
 
@@ -47,10 +49,10 @@ def label_weights(config: Config, task: Task, targets: np.ndarray, draws: np.nda
     if isinstance(config.class_weight, dict):
         _refuse_unknown_weights(config.class_weight, task)
         return np.array([config.class_weight.get(label, 1.0) for label in task.labels], np.float32)
-    positive = _drawn(task, targets, draws)
+    positive = np.maximum(_drawn(task, targets, draws), _HALF)
     if task.kind == "multilabel":
         negative = draws.sum() - positive
-        return np.where(negative > 0, negative / np.maximum(positive, 1.0), 1.0).astype(np.float32)
+        return np.where(negative > 0, negative / positive, 1.0).astype(np.float32)
     return (draws.sum() / (len(task.labels) * positive)).astype(np.float32)
 
 
@@ -93,11 +95,12 @@ def output_bias(task: Task, targets: np.ndarray, weights: np.ndarray | None, dra
     """
     positive = _drawn(task, targets, draws)
     negative = draws.sum() - positive
+    if task.kind != "multilabel":
+        positive = np.maximum(positive, _HALF)
     if weights is not None:
         positive = positive * weights
     if task.kind == "binary":
         return np.log(positive[1:] / positive[:1]).astype(np.float32)
     if task.kind == "multiclass":
         return np.log(positive / positive.sum()).astype(np.float32)
-    half = 0.5  # of a row: a label that every row has would else start at infinity
-    return np.log((positive + half) / (negative + half)).astype(np.float32)
+    return np.log((positive + _HALF) / (negative + _HALF)).astype(np.float32)

@@ -43,7 +43,9 @@ def find_label_issues(
         ValueError: X and y do not fit together, or a label has too few rows for the folds.
     """
     classifier = BertClassifier(verbose=True) if classifier is None else classifier
-    texts = texts_of(X)
+    parameters = classifier.get_params()
+    columns = {key: parameters[key] for key in ("text_column", "text_pair_column") if parameters.get(key)}
+    texts = texts_of(X, **columns)
     labels, classes = labels_of(y)
     if len(labels) != len(texts.first):
         raise ValueError(f"X has {len(texts.first):,} rows and y {len(labels):,}: there should be as many")
@@ -53,7 +55,8 @@ def find_label_issues(
     def say(number: int) -> None:
         print(f"Fold {number + 1} of {folds}", flush=True)
 
-    probabilities = out_of_fold(classifier, texts, np.asarray(y), classes, fold, on_fold=say)
+    given = classes[labels] if labels.ndim == 1 else labels
+    probabilities = out_of_fold(classifier, texts, given, classes, fold, on_fold=say)
     return issue_table(texts, labels, names, probabilities, list(range(len(labels))))
 
 
@@ -69,9 +72,9 @@ def assign_folds(inputs: list[Any], labels: np.ndarray, folds: int, seed: int) -
     if not 2 <= folds <= len(labels):
         raise ValueError(f"folds={folds}: should be from 2 to the number of rows, {len(labels):,}")
     counts = np.bincount(labels) if labels.ndim == 1 else labels.sum(axis=0)
-    if (counts < 2).any():
+    if (counts == 1).any():
         raise ValueError(
-            f"{int((counts < 2).sum()):,} labels have one row: no model that has not seen it can know the label"
+            f"{int((counts == 1).sum()):,} labels have one row: no model that has not seen it can know them"
         )
     first = {text: place for place, text in reversed(list(enumerate(inputs)))}
     group = np.array([first[text] for text in inputs])  # the place of the first row with that text
@@ -93,6 +96,8 @@ def assign_folds(inputs: list[Any], labels: np.ndarray, folds: int, seed: int) -
 def _multilabel_folds(indicators: np.ndarray, group: np.ndarray, folds: int, seed: int) -> np.ndarray:
     fold = np.full(len(group), folds - 1, np.int64)
     left = np.unique(group)  # first rows
+    if len(left) < folds:
+        raise ValueError(f"folds={folds}: there are {len(left):,} different texts: take so many folds at most")
     size = len(left) // folds
     for number in range(folds - 1):
         chosen = iterative_stratification(indicators[left], size, seed + number)
@@ -204,6 +209,10 @@ def issue_table(
 
 
 def _turned(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Which of the labels that rows have, or lack, look wrong, bool [N, K]; each label is judged for itself."""
-    sets = [np.flatnonzero(row).tolist() for row in labels]
-    return np.asarray(find_multilabel_issues_per_class(sets, probabilities, n_jobs=1))
+    """Which of the labels that rows have, or lack, look wrong, bool [N, K]; each label is judged for itself, but not those that
+    no row has, or every one."""
+    judged = np.flatnonzero((labels.min(axis=0) == 0) & (labels.max(axis=0) == 1))
+    sets = [np.flatnonzero(row).tolist() for row in labels[:, judged]]
+    turned = np.zeros(labels.shape, dtype=bool)
+    turned[:, judged] = find_multilabel_issues_per_class(sets, probabilities[:, judged], n_jobs=1)
+    return turned

@@ -82,14 +82,26 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):
             TypeError: an argument is none of Keras', or the building function gives no model.
         """
         settings = self._settings(fit_kwargs)
-        for name in (*_LEARNED, *_INNER):
-            self.__dict__.pop(name, None)
+        self._forget()
         runtime.forget_earlier_models()
         random_state = check_random_state(self.random_state)
-        with _seeded(random_state.randint(2**31 - 1)):
+        with _seeded(random_state.randint(2**31 - 1)), self._fitted_or_not():
             self._start(X, y, sample_weight, None, settings)
         self._random = random_state
         return self
+
+    @contextlib.contextmanager
+    def _fitted_or_not(self) -> Iterator[None]:
+        """What fails, or is interrupted, leaves nothing that could be taken for a fitted estimator."""
+        try:
+            yield
+        except BaseException:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        for name in (*_LEARNED, *_INNER):
+            self.__dict__.pop(name, None)
 
     def partial_fit(
         self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None, **fit_kwargs: Any
@@ -116,7 +128,8 @@ class KerasClassifier(ClassifierMixin, BaseEstimator):
                 rows, labels = self._read(X, y, settings["batch_size"])
                 self._train(rows, encode_labels(labels, self.classes_), sample_weight, settings)
             else:
-                self._start(X, y, sample_weight, classes, settings)
+                with self._fitted_or_not():
+                    self._start(X, y, sample_weight, classes, settings)
         self._random = random_state
         return self
 

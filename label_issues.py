@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import before_tensorflow, options_parser, read_options
-from config import Config, ConfigError, DataError
+from config import Config, ConfigError, DataError, HubtuneError
 
 
 def parse_arguments(arguments: list[str]) -> tuple[Config, argparse.Namespace]:
@@ -48,9 +48,11 @@ def parse_arguments(arguments: list[str]) -> tuple[Config, argparse.Namespace]:
         raise ConfigError("--decisions goes with --retrain")
     if given.retrain and config.test_data is None:
         raise ConfigError("--retrain needs --test_data: rows whose labels you trust, on which both models are scored")
-    for key in ("valid_data", "train_split"):
+    for key in ("valid_data", "train_split", "run_name", *(() if config.early_stopping_patience else ("valid_split",))):
         if getattr(config, key) is not None:
-            raise ConfigError(f"{key} has no meaning here: all rows of data are judged; leave it out")
+            raise ConfigError(
+                f"{key} has no meaning here: all rows of data are judged, into a folder of its own; leave it out"
+            )
     return config, given
 
 
@@ -63,7 +65,7 @@ import numpy as np
 import pandas as pd
 
 from decision import plain_decision
-from examples import Examples, read_examples
+from examples import Examples, note_empty_texts, read_examples, rows_where
 from issue_finding import assign_folds, find_label_issues, issue_table, out_of_fold
 from metrics import HEADLINE, score
 from predict import one_line
@@ -72,6 +74,7 @@ from relabelling import (
     cleaned_frame,
     compare,
     drop_issues,
+    inputs_of,
     labels_for,
     make_classifier,
 )
@@ -96,7 +99,8 @@ def main(config: Config, given: argparse.Namespace) -> None:
     if config.test_data:
         decided = config.model_copy(update={"task": task.kind})
         test, notes = leave_unknown_labels_out(read_examples(config.test_data, decided, only_scored=True), task)
-        for note in notes:
+        test, seen = _leave_seen_out(test, table)
+        for note in [*notes, *note_empty_texts(test), *seen]:
             print(f"note: {note}")
     print(f"{len(table):,} rows ({table.source})\ntask: {reason}", flush=True)
     directory, folds = _claim(config, given.folds or _FOLDS, table)
@@ -108,14 +112,35 @@ def main(config: Config, given: argparse.Namespace) -> None:
                 assert test is not None
                 _retrain(config, given, table, task, issues, test, directory)
         except KeyboardInterrupt:
-            print(f"\nInterrupted. Go on with: python label_issues.py --resume {_quoted(directory)}", file=sys.stderr)
+            print(f"\nInterrupted. Go on: {_command(directory, config, given)}", file=sys.stderr)
             raise SystemExit(130) from None
         if not given.retrain:
+            given.retrain = True
             print(f"Review them: open {directory / 'review.html'} in a browser; it exports your decisions as a file")
-            test_option = "" if config.test_data else " --test_data LABELLED.csv"
-            print(
-                f"See what dropping them buys: python label_issues.py --resume {_quoted(directory)} --retrain{test_option}"
-            )
+            print(f"See what dropping them buys: {_command(directory, config, given)}")
+
+
+def _command(directory: Path, config: Config, given: argparse.Namespace) -> str:
+    """The call that goes on from here."""
+    words = ["python", "label_issues.py", "--resume", str(directory)]
+    if given.retrain:
+        words += ["--retrain", "--seeds", str(given.seeds), "--test_data", config.test_data or "LABELLED.csv"]
+        words += ["--decisions", given.decisions] if given.decisions else []
+    return shlex.join(words)
+
+
+def _leave_seen_out(test: Examples, table: Examples) -> tuple[Examples, list[str]]:
+    """The test rows whose texts are not in the table, which a wrong label there would favour; and what there is to say."""
+    known = set(inputs_of(table))
+    unseen = [place for place, text in enumerate(inputs_of(test)) if text not in known]
+    if len(unseen) == len(test):
+        return test, []
+    if not unseen:
+        raise DataError(
+            f"{test.source}: all its texts are in {table.source} too: give rows that no model is trained on"
+        )
+    seen = f"{len(test) - len(unseen):,} of {len(test):,} rows repeat texts of {table.source}: left out of the scores"
+    return test.take(unseen), [f"{test.source}: {seen}"]
 
 
 # The suspects
@@ -148,11 +173,7 @@ def _claim(config: Config, folds: int, table: Examples) -> tuple[Path, int]:
 def _find(config: Config, folds: int, table: Examples, task: Task, directory: Path) -> pd.DataFrame:
     """Judges all rows, or takes what is judged already; writes tables, page and scores."""
     targets, texts = task.targets(table.labels), Texts(table.texts, table.pairs)
-    try:
-        fold = assign_folds(texts.inputs(), targets, folds, config.seed)
-    except ValueError as error:
-        raise DataError(f"{table.source}: {error}") from None
-    _say_rare(table, task, targets, folds)
+    _look_at_rare(table, task, targets, folds)
 
     def say(number: int) -> None:
         rows = int((fold != number).sum())
@@ -161,16 +182,27 @@ def _find(config: Config, folds: int, table: Examples, task: Task, directory: Pa
     (directory / "folds").mkdir(exist_ok=True)
     classifier = make_classifier(config, task)
     names = np.array(task.labels, dtype=object)
-    probabilities = out_of_fold(classifier, texts, labels_for(task, table), names, fold, directory / "folds", say)
+    try:
+        fold = assign_folds(texts.inputs(), targets, folds, config.seed)
+        probabilities = out_of_fold(classifier, texts, labels_for(task, table), names, fold, directory / "folds", say)
+    except HubtuneError:
+        raise
+    except ValueError as error:  # scikit-learn's kind
+        raise DataError(f"{table.source}: {error}") from error
     issues = issue_table(texts, targets, task.labels, probabilities, table.rows, task.separator)
     _write(config, table, task, targets, probabilities, issues, directory)
     _tell(table, task, issues, directory)
     return issues
 
 
-def _say_rare(table: Examples, task: Task, targets: np.ndarray, folds: int) -> None:
+def _look_at_rare(table: Examples, task: Task, targets: np.ndarray, folds: int) -> None:
+    """Refuses labels of one row, which no model that has not seen it can know, and names those of few."""
     counts = task.indicators(targets).sum(axis=0)
     rare = [f"{label!r} ({int(count)})" for label, count in zip(task.labels, counts, strict=True) if count < 2 * folds]
+    for label, count in zip(task.labels, counts, strict=True):
+        if count < 2:
+            [row] = rows_where(table, lambda labels, wanted=label: wanted in labels)  # type: ignore[misc]
+            raise DataError(f"{table.source}: label {label!r} has one row only ({row}): add rows, or leave it out")
     if rare:
         print(f"note: {table.source}: labels with few rows are judged badly: {', '.join(rare[:_SHOWN])}")
 
@@ -249,7 +281,11 @@ def _retrain(
     else:
         cleaned, done = drop_issues(table, issues)
     print(done)
-    file = _write_cleaned(cleaned_frame(cleaned, config, task), directory)
+    name = "reviewed" if given.decisions else "cleaned"
+    file = _write_cleaned(cleaned_frame(cleaned, config, task), directory / name)
+    if cleaned.fingerprint() == table.fingerprint():
+        print("Nothing is changed, and there is nothing to compare")
+        return
     seeds = [config.seed + number for number in range(given.seeds)]
     arms = {"raw": table, "cleaned": cleaned}
     compared = compare(config, task, arms, test, seeds, directory / "retrain", lambda line: print(line, flush=True))
@@ -259,7 +295,7 @@ def _retrain(
         "test_rows": len(test),
         **dataclasses.asdict(compared),
     }
-    write_atomically(directory / "comparison.json", json.dumps(record, indent=2) + "\n")
+    write_atomically(directory / f"comparison-{name}.json", json.dumps(record, indent=2) + "\n")
     print(f"{len(test):,} test rows, {config.epochs} epochs each, means of seeds {', '.join(map(str, seeds))}:")
     print(f"  {'':<12} {'raw':>8} {'cleaned':>8} {'gain':>8}  95 % interval of the gain, by test rows")
     for name, gain in compared.gains.items():
@@ -271,12 +307,14 @@ def _retrain(
     )
 
 
-def _write_cleaned(frame: pd.DataFrame, directory: Path) -> Path:
+def _write_cleaned(frame: pd.DataFrame, path: Path) -> Path:
     if any(isinstance(value, list) for value in frame.iloc[0]):
-        write_atomically(directory / "cleaned.jsonl", frame.to_json(orient="records", lines=True, force_ascii=False))
-        return directory / "cleaned.jsonl"
-    write_atomically(directory / "cleaned.csv", frame.to_csv(index=False))
-    return directory / "cleaned.csv"
+        path = path.with_suffix(".jsonl")
+        write_atomically(path, frame.to_json(orient="records", lines=True, force_ascii=False))
+        return path
+    path = path.with_suffix(".csv")
+    write_atomically(path, frame.to_csv(index=False))
+    return path
 
 
 def _quoted(path: Path) -> str:

@@ -116,7 +116,7 @@ def compare(
     directory: Path,
     say: Callable[[str], None],
 ) -> Comparison:
-    """Trains each arm with each seed, for the same number of epochs, and scores the same test rows.
+    """Trains each arm with each seed, for all epochs, whatever early stopping says, and scores the same test rows.
 
     The test rows' probabilities of each training are kept in `directory`, and not computed again.
 
@@ -124,14 +124,15 @@ def compare(
         DataError: cleaning leaves fewer than two labels.
     """
     directory.mkdir(exist_ok=True)
-    targets = task.targets(test.labels)
+    targets, unstopped = task.targets(test.labels), config.model_copy(update={"early_stopping_patience": 0})
     probabilities: dict[str, list[np.ndarray]] = {}
     for seed in seeds:
         for arm, examples in arms.items():
             file = directory / f"{arm}-{examples.fingerprint()[:12]}-{test.fingerprint()[:12]}-seed-{seed}.npy"
             if not file.exists():
+                classifier = make_classifier(unstopped, task, seed=seed)
                 say(f"Training on {len(examples):,} {arm} rows, seed {seed}, {config.epochs} epochs")
-                save_array(file, _train_and_score(make_classifier(config, task, seed=seed), task, examples, test))
+                save_array(file, _train_and_score(classifier, task, examples, test))
             probabilities.setdefault(arm, []).append(np.load(file, allow_pickle=False))
     return _compared(task, targets, probabilities, seeds)
 

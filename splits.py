@@ -12,6 +12,7 @@ from examples import Examples, note_empty_texts, read_examples, refuse_predictio
 from tables import name_rows
 from tasks import Task, decide_task, leave_unknown_labels_out, refuse_unknown_labels
 
+IN_MEMORY = "X"  # what stands for the table's name where the rows come from Python
 _SPLIT_STREAM = 0x5711  # keeps the split's random numbers apart from other uses of the seed
 
 

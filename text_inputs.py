@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from config import DataError
-from data import Tokens, join, tokenize
+from data import Tokens, tokenize
 from examples import encodable, is_missing
 
-_MOST_TOKENS = 50_000_000  # that are remembered of one encoder and length: 600 MB
+_MOST_TOKENS = 20_000_000  # that are remembered of one encoder and length: 160 MB, beside their texts
 _MOST_STORES = 4
 
 
@@ -40,8 +40,8 @@ def texts_of(X: Any, text_column: str = "text", text_pair_column: str | None = N
     """Reads the texts out of what scikit-learn's users call X.
 
     Args:
-        X: a list, Series or array of N strings; N pairs of them, also as an array or frame of two columns; a frame with
-            `text_column`, or of one column alone.
+        X: a list, Series or array of N strings; N pairs of them, also as an array of two columns; a frame with `text_column`
+            and, if it is set, `text_pair_column`, or of one column alone.
         text_column: column of a frame with the texts.
         text_pair_column: column of a frame with the second texts; None: single texts.
         missing: what becomes of None and NaN: "error", or "empty" texts, which a warning counts.
@@ -56,8 +56,8 @@ def texts_of(X: Any, text_column: str = "text", text_pair_column: str | None = N
 
 def _columns(frame: pd.DataFrame, text_column: str, text_pair_column: str | None) -> list[list[Any]]:
     names: list[Any] = [text_column] if text_pair_column is None else [text_column, text_pair_column]
-    if text_column not in frame.columns and text_pair_column is None and frame.shape[1] in (1, 2):
-        names = list(frame.columns)  # what ColumnTransformer gives, or a pair
+    if text_column not in frame.columns and text_pair_column is None and frame.shape[1] == 1:
+        names = list(frame.columns)  # as ColumnTransformer gives it
     for key, name in zip(("text_column", "text_pair_column"), names, strict=False):
         if name not in frame.columns:
             has = ", ".join(repr(column) for column in frame.columns[:20])
@@ -110,23 +110,25 @@ class _Store:
     """The token ids of all texts that were asked for."""
 
     def __init__(self) -> None:
-        self._places: dict[Any, int] = {}
-        self._tokens: Tokens | None = None
+        self._rows: dict[Any, tuple[np.ndarray, np.ndarray, int]] = {}  # word ids, type ids, uncut length
+        self._num_tokens = 0
 
     @property
     def is_full(self) -> bool:
-        return self._tokens is not None and len(self._tokens.word_ids) > _MOST_TOKENS
+        return self._num_tokens > _MOST_TOKENS
 
     def tokens(self, texts: Texts, encode: Callable[[Texts], Tokens]) -> Tokens:
         inputs = texts.inputs()
-        first = {text: place for place, text in reversed(list(enumerate(inputs)))}
-        new = [place for text, place in first.items() if text not in self._places]
-        if new or self._tokens is None:
-            known = len(self._places)
-            self._places |= {inputs[place]: known + number for number, place in enumerate(new)}
-            fresh = encode(texts.take(new))
-            self._tokens = fresh if self._tokens is None else join(self._tokens, fresh)
-        return self._tokens.take(np.array([self._places[text] for text in inputs], dtype=np.int64))
+        new = {text: place for place, text in enumerate(inputs) if text not in self._rows}
+        if new:
+            fresh = encode(texts.take(new.values()))
+            ends = zip(fresh.offsets[:-1], fresh.offsets[1:], fresh.uncut_lengths, strict=True)
+            rows = [(fresh.word_ids[start:end], fresh.type_ids[start:end], uncut) for start, end, uncut in ends]
+            self._rows.update(zip(new, rows, strict=True))
+            self._num_tokens += len(fresh.word_ids)
+        word_ids, type_ids, uncut_lengths = zip(*(self._rows[text] for text in inputs), strict=True)
+        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in word_ids])])
+        return Tokens(np.concatenate(word_ids), np.concatenate(type_ids), offsets, np.array(uncut_lengths))
 
 
 _STORES: dict[tuple[str, int], _Store] = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from command_line import before_tensorflow, parse_command_line
-from config import Config, ConfigError
+from config import Config
 
 if __name__ == "__main__":
     CONFIG, DEBUG = before_tensorflow(parse_command_line)
@@ -35,7 +35,7 @@ from decision import Decision, fit_decision, plain_decision
 from encoders import find_encoder
 from evaluation import log_evaluation, numbers, write_results
 from export import export_classifier
-from fitting import Fit, Job, disk_needed, fit_classifier, refuse_other_rows
+from fitting import Fit, Job, disk_needed, fit_classifier, refuse_other_rows, refuse_wrong_monitor
 from imbalance import Balance, balance
 from looks import draw_data, draw_scores
 from metrics import HEADLINE, score_probabilities
@@ -55,7 +55,7 @@ from run_directory import (
     write_atomically,
 )
 from scoring import Scorer
-from splits import Splits, load_splits
+from splits import IN_MEMORY, Splits, load_splits
 from tracking import Mode, NoRun, choose_mode, start_run
 from wandb_callback import best_values
 
@@ -71,6 +71,7 @@ class Result:
     metrics: dict[str, Any]
     classifier: Classifier
     decision: Decision
+    num_cut: int  # training texts that lost tokens to max_seq_length
     interrupted: bool
 
 
@@ -112,7 +113,7 @@ def train_splits(
     _describe(splits)
     balanced = balance(config, splits.task, splits.task.targets(splits.train.labels), row_weights)
     _describe_balance(splits, balanced)
-    _refuse_wrong_monitor(config, splits)
+    refuse_wrong_monitor(config, splits)
     device = runtime.set_up_devices()
     runtime.forget_earlier_models()
     classifier = build_classifier(config, find_encoder(config), splits.task)
@@ -148,22 +149,7 @@ def train_splits(
             _remove_state(run_directory)
         _log_jobs(job, run, facts)
     _say_where(job, run.where(), time.monotonic() - started)
-    return Result(run_directory, report, classifier, decision, fit.interrupted)
-
-
-def _refuse_wrong_monitor(config: Config, splits: Splits) -> None:
-    kind = splits.task.kind
-    needed = {"val_f1": "binary", "val_micro_f1": "multilabel"}.get(config.monitor)
-    if needed not in {None, kind}:
-        raise ConfigError(
-            f"monitor={config.monitor}: it belongs to {needed} tasks, and this one is {kind}; use val_macro_f1"
-        )
-    if config.monitor == "val_average_precision" and splits.valid is not None:
-        present = splits.task.indicators(splits.task.targets(splits.valid.labels)).sum(axis=0)
-        if not (present[1] if kind == "binary" else present.any()):
-            raise ConfigError(
-                f"monitor={config.monitor}: {splits.valid.source}: no validation row is positive; use val_loss"
-            )
+    return Result(run_directory, report, classifier, decision, tokens["train"].num_cut, fit.interrupted)
 
 
 def _begin(job: Job) -> TrainingState:
@@ -351,7 +337,7 @@ def _say_where(job: Job, tracked: list[str], seconds: float) -> None:
     for line in tracked:
         print(f"W&B: {line}")
     directory = shlex.quote(str(job.run_directory))
-    if (job.run_directory / STATE).exists():
+    if (job.run_directory / STATE).exists() and job.config.data != IN_MEMORY:
         print(f"Go on with the training: python train.py --resume {directory}")
     texts = '"your text"' if job.config.text_pair_column is None else "--data new.csv"
     print(f"Use the model: python predict.py --model {directory} {texts}", flush=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SAMPLE, real_data
+from sklearn.base import BaseEstimator
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
@@ -72,7 +73,7 @@ def test_a_table_is_judged_reviewed_and_trained_on_again(
     assert "Fold 1" not in told
     assert "Fold 2 of 2" in told
     pd.testing.assert_frame_equal(pd.read_csv(directory / "label_issues.csv", keep_default_na=False), issues)
-    compared = json.loads((directory / "comparison.json").read_text())
+    compared = json.loads((directory / "comparison-cleaned.json").read_text())
     assert compared["seeds"] == [42]
     assert compared["epochs"] == 6
     assert compared["gains"]["accuracy"] == pytest.approx(
@@ -95,7 +96,7 @@ def test_a_table_is_judged_reviewed_and_trained_on_again(
     assert "3 rows reviewed: 1 dropped, 1 relabelled" in told
     assert "Training on 119 cleaned rows" in told
     assert "raw rows" not in told  # that training is there already
-    cleaned = pd.read_csv(directory / "cleaned.csv", keep_default_na=False).set_index("id")
+    cleaned = pd.read_csv(directory / "reviewed.csv", keep_default_na=False).set_index("id")
     before = pd.read_csv(data).set_index("id")
     assert cleaned["label"][WRONG[0] - 1] == OTHER[before["label"][WRONG[0] - 1]]
     assert WRONG[1] - 1 not in cleaned.index
@@ -152,6 +153,28 @@ def test_of_several_labels_those_that_look_wrong_are_turned() -> None:
         believed = truth if row in found and row < 15 else given
         if row not in found or row < 15:
             assert issues["suggested_label"][row] == "|".join(words[believed[row]])
+
+
+def test_a_label_that_all_rows_have_or_none_is_never_turned() -> None:
+    texts = [f"{'red' if number % 2 else 'blue'} thing{number}" for number in range(80)]
+    red = np.arange(80) % 2
+    red[:5] ^= 1
+    frame = pd.DataFrame({"red": red, "all": 1, "none": 0})
+    issues = find_label_issues(texts, frame, _Forest())
+    assert set(issues["row"][issues["is_issue"]]) == set(range(5))
+    assert issues["suggested_label"].isin(["red|all", "all"]).all()
+
+
+class _Forest(BaseEstimator):
+    """Probabilities of several labels, (N, K), some of which may be the same in all rows."""
+
+    def fit(self, X: list[str], y: np.ndarray) -> "_Forest":
+        self.shares_ = y.mean(axis=0)
+        return self
+
+    def predict_proba(self, X: list[str]) -> np.ndarray:
+        red = np.array([0.9 if text.startswith("red") else 0.1 for text in X])
+        return np.stack([red, np.full(len(X), self.shares_[1]), np.full(len(X), self.shares_[2])], axis=1)
 
 
 def test_equal_texts_judge_each_other_never_and_contradictions_are_told() -> None:
@@ -211,6 +234,7 @@ def test_a_training_is_no_directory_to_go_on_from(tmp_path: Path, tables: tuple[
         ([0, 1, 1, 1], 2, "1 labels have one row"),
         ([0, 0, 1, 1], 5, "folds=5: should be from 2 to the number of rows, 4"),
         ([0, 0, 1], 2, "X has 4 rows and y 3"),
+        ([[1, 0], [0, 1], [1, 1], [0, 0]], 5, "folds=5"),
     ],
 )
 def test_rows_that_cannot_be_judged_are_a_value_error(y: list[int], folds: int, message: str) -> None:
