@@ -87,6 +87,7 @@ __all__ = ["find_label_issues"]
 
 _PLAN = "label_issues.json"
 _FOLDS = 5
+_SUSPICIOUS = 0.15  # share of suspects above which the model is the likelier culprit
 _SHOWN = 10
 _SHOWN_CHARACTERS = 90
 
@@ -241,6 +242,8 @@ def _write(
 def _tell(table: Examples, task: Task, issues: pd.DataFrame, directory: Path) -> None:
     wrong = issues[issues["is_issue"]]
     print(f"{len(wrong):,} of {len(table):,} labels look wrong ({len(wrong) / len(table):.1%})")
+    if len(wrong) > _SUSPICIOUS * len(table):
+        print("note: that many are rather the model's mistakes than the table's: train it better, or review before you drop")
     if conflicts := int(issues["conflict"].sum()):
         print(f"{conflicts:,} rows have the text of another row and another label than it: column conflict")
     pairs = Counter(zip(wrong["given_label"], wrong["suggested_label"], strict=True))
