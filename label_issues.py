@@ -243,7 +243,9 @@ def _tell(table: Examples, task: Task, issues: pd.DataFrame, directory: Path) ->
     wrong = issues[issues["is_issue"]]
     print(f"{len(wrong):,} of {len(table):,} labels look wrong ({len(wrong) / len(table):.1%})")
     if len(wrong) > _SUSPICIOUS * len(table):
-        print("note: that many are rather the model's mistakes than the table's: train it better, or review before you drop")
+        print(
+            "note: that many are rather the model's mistakes than the table's: train it better, or review before you drop"
+        )
     if conflicts := int(issues["conflict"].sum()):
         print(f"{conflicts:,} rows have the text of another row and another label than it: column conflict")
     pairs = Counter(zip(wrong["given_label"], wrong["suggested_label"], strict=True))
