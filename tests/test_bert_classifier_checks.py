@@ -50,7 +50,7 @@ def expected_failures(estimator: BaseEstimator) -> dict[str, str]:
     }
 
 
-TINY = {"max_seq_length": 16, "epochs": 6, "batch_size": 8, "learning_rate": 5e-3, "precision": "float32"}
+TINY = {"max_seq_length": 16, "epochs": 10, "batch_size": 8, "learning_rate": 5e-3, "precision": "float32"}
 
 
 def test_texts(tiny_paths: EncoderPaths) -> None:
