@@ -44,9 +44,9 @@ class NumbersClassifier(BertClassifier):
 
 
 def expected_failures(estimator: BaseEstimator) -> dict[str, str]:
-    equal = "batches hold other rows, so that the steps of AdamW differ"
     return {
-        "check_sample_weight_equivalence_on_dense_data": equal,
+        "check_sample_weight_equivalence_on_dense_data": "batches hold other rows, so that the steps of AdamW differ",
+        "check_methods_sample_order_invariance": "float32 products round by a row's place in its batch, by 6e-8",
     }
 
 

@@ -340,7 +340,7 @@ def test_another_encoder_under_the_same_name_is_refused(tiny_paths: EncoderPaths
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_pipelines_are_cross_validated_in_one_process_and_in_several(tiny_paths: EncoderPaths, n_jobs: int) -> None:
-    texts = [f"it is {word} {number}" for number in range(12) for word in ("good", "bad")]
+    texts = [f"{word} {word} {word} {number}" for number in range(12) for word in ("good", "not")]
     pipeline = make_pipeline(
         BertTransformer(model=tiny_paths.encoder, pooling="mean"), LinearSVC(class_weight="balanced")
     )

@@ -155,9 +155,10 @@ def test_decisions_survive_a_reload_and_an_earlier_file_is_taken_in(tmp_path: Pa
     const take = async (...lines) => {
       const chosen = new DataTransfer(), head = "row,decision,label,given_label,table_sha256\\n";
       chosen.items.add(new File(["\\ufeff" + head + lines.join("\\n")], "old.csv"));
+      $("#status").textContent = "";
       $("#file").files = chosen.files;
       $("#file").dispatchEvent(new Event("change"));
-      await new Promise(done => setTimeout(done, 200));
+      while (!$("#status").textContent) await new Promise(done => setTimeout(done, 20));
       return $("#status").textContent;
     };
     const end = "," + "ab".repeat(32), no = '"say ' + '""no"' + '""';
