@@ -159,7 +159,7 @@ def _train_epochs(job: Job, epoch_end: EpochEnd, callbacks: list[Any]) -> None:
         balanced.draws,
         first,
         balanced.row_weights,
-    )
+    ).take(steps * (config.epochs - first))  # else a thread would prepare batches for ever
     if not _is_over(config, epoch_end.history):
         with runtime.graph_precision(job.classifier.encoder.graph_precision):
             model.fit(
