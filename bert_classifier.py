@@ -183,11 +183,12 @@ class BertClassifier(ClassifierMixin, BaseEstimator):
         }
         kept = _without_training(classifier)
         scorer = _scorer(kept)
-        history = fit_in_memory(Job(config, splits, balanced, classifier, scorer, tokens, None), self.verbose)
-        self.history_ = pd.DataFrame(history).to_dict("list")
+        fit = fit_in_memory(Job(config, splits, balanced, classifier, scorer, tokens, None), self.verbose)
+        self.history_ = pd.DataFrame(fit.history).to_dict("list")
         self.decision_ = plain_decision(task)
         if splits.valid is not None:
-            logits, targets = scorer.logits(tokens["valid"]), task.targets(splits.valid.labels)
+            logits = scorer.logits(tokens["valid"]) if fit.valid_logits is None else fit.valid_logits
+            targets = task.targets(splits.valid.labels)
             self.decision_, _ = fit_decision(task, logits, targets, config.threshold_metric)
         self.num_cut_ = tokens["train"].num_cut
         self.run_directory_: Path | None = None

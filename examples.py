@@ -49,6 +49,10 @@ class Examples:
             [self.rows[i] for i in chosen],
         )
 
+    def inputs(self) -> list[Any]:
+        """What a model sees of each row, hashable: its text, or the two of a pair."""
+        return self.texts if self.pairs is None else list(zip(self.texts, self.pairs, strict=True))
+
     def identity(self) -> dict[str, Any]:
         """What tells these examples from others and says nothing of their texts: rows, columns and fingerprint."""
         return {"rows": len(self), "columns": [str(name) for name in self.frame.columns], "sha256": self.fingerprint()}

@@ -67,7 +67,7 @@ class Fit:
     valid_logits: np.ndarray | None  # where the last epoch's are those of the final weights
     steps: int
     seconds: float
-    epochs_run: int
+    history: list[dict[str, int | float]]  # a record for each epoch, as history.csv has it
     interrupted: bool
 
 
@@ -98,22 +98,11 @@ def fit_classifier(job: Job, state: TrainingState, callbacks: list[Any]) -> Fit:
         interrupted = True
     if config.early_stopping_patience and epoch_end.history:
         checkpoints.restore_best(model)
-    refuse_diverged(model)
-    fresh = epoch_end.scored_step == epoch_end.steps and not config.early_stopping_patience
-    return Fit(
-        epoch_end.logits if fresh else None,
-        epoch_end.steps,
-        epoch_end.seconds,
-        len(epoch_end.history),
-        interrupted,
-    )
+    return _outcome(job, epoch_end, interrupted)
 
 
-def fit_in_memory(job: Job, verbose: bool) -> list[dict[str, int | float]]:
+def fit_in_memory(job: Job, verbose: bool) -> Fit:
     """Trains the classifier and writes nothing; with early stopping its weights are those of the best epoch.
-
-    Returns:
-        A record for each epoch, as history.csv has it.
 
     Raises:
         HubtuneError: the training diverged.
@@ -124,8 +113,13 @@ def fit_in_memory(job: Job, verbose: bool) -> list[dict[str, int | float]]:
     _train_epochs(job, epoch_end, [callback for callback in (best, progress) if callback is not None])
     if best is not None:
         best.restore()
+    return _outcome(job, epoch_end, interrupted=False)
+
+
+def _outcome(job: Job, epoch_end: EpochEnd, interrupted: bool) -> Fit:
     refuse_diverged(job.classifier.training_model)
-    return epoch_end.history
+    fresh = epoch_end.scored_step == epoch_end.steps and not job.config.early_stopping_patience
+    return Fit(epoch_end.logits if fresh else None, epoch_end.steps, epoch_end.seconds, epoch_end.history, interrupted)
 
 
 def _prepare(job: Job) -> EpochEnd:

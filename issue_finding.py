@@ -4,6 +4,7 @@ The judgement is confident learning (Northcutt et al., arXiv:1911.00068). N rows
 int64 [N], or for several labels a row 0 and 1, float32 [N, K].
 """
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from bert_classifier import BertClassifier, labels_of
+from run_directory import write_atomically
 from splits import iterative_stratification
 from tasks import DEFAULT_SEPARATOR
 from text_inputs import Texts, texts_of
@@ -155,14 +157,9 @@ def save_array(file: Path, values: np.ndarray) -> None:
     Raises:
         OSError: it cannot be written; the error names it.
     """
-    temporary = file.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as stream:
-            np.save(stream, values, allow_pickle=False)
-        temporary.replace(file)
-    except OSError as error:
-        error.filename = str(file)  # a full disk's error names none
-        raise
+    content = io.BytesIO()
+    np.save(content, values, allow_pickle=False)
+    write_atomically(file, content.getvalue())
 
 
 # The judgement

@@ -23,23 +23,20 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from keras_copies import copied, picklable, set_weights, walk
 from keras_inputs import (
     ArrayRows,
-    Rows,
     SparseRows,
-    StreamRows,
     Training,
     empty_rows,
     encode_labels,
-    in_batches,
     is_frame,
-    labelled_batches,
-    read_dataset,
     read_labels,
     read_rows,
     refuse_other_inputs,
     signature_of,
-    without_labels,
 )
 from keras_outputs import read_head
+from keras_streams import StreamRows, in_batches, labelled_batches, read_dataset, without_labels
+
+Rows = ArrayRows | SparseRows | StreamRows
 
 _FIT_ARGUMENTS = tuple(inspect.signature(tf_keras.Model.fit).parameters.keys() - {"self", "x", "y"})
 _OWN_ARGUMENTS = ("epochs", "batch_size", "verbose", "callbacks", "validation_split", "shuffle", "class_weight")

@@ -74,7 +74,6 @@ from relabelling import (
     cleaned_frame,
     compare,
     drop_issues,
-    inputs_of,
     labels_for,
     make_classifier,
 )
@@ -113,18 +112,17 @@ def main(config: Config, given: argparse.Namespace) -> None:
                 assert test is not None
                 _retrain(config, given, table, task, issues, test, directory)
         except KeyboardInterrupt:
-            print(f"\nInterrupted. Go on: {_command(directory, config, given)}", file=sys.stderr)
+            print(f"\nInterrupted. Go on: {_command(directory, config, given, given.retrain)}", file=sys.stderr)
             raise SystemExit(130) from None
         if not given.retrain:
-            given.retrain = True
             print(f"Review them: open {directory / 'review.html'} in a browser; it exports your decisions as a file")
-            print(f"See what dropping them buys: {_command(directory, config, given)}")
+            print(f"See what dropping them buys: {_command(directory, config, given, retrain=True)}")
 
 
-def _command(directory: Path, config: Config, given: argparse.Namespace) -> str:
+def _command(directory: Path, config: Config, given: argparse.Namespace, retrain: bool) -> str:
     """The call that goes on from here."""
     words = ["python", "label_issues.py", "--resume", str(directory)]
-    if given.retrain:
+    if retrain:
         words += ["--retrain", "--seeds", str(given.seeds), "--test_data", config.test_data or "LABELLED.csv"]
         words += ["--decisions", given.decisions] if given.decisions else []
     return shlex.join(words)
@@ -132,8 +130,8 @@ def _command(directory: Path, config: Config, given: argparse.Namespace) -> str:
 
 def _leave_seen_out(test: Examples, table: Examples) -> tuple[Examples, list[str]]:
     """The test rows whose texts are not in the table, which a wrong label there would favour; and what there is to say."""
-    known = set(inputs_of(table))
-    unseen = [place for place, text in enumerate(inputs_of(test)) if text not in known]
+    known = set(table.inputs())
+    unseen = [place for place, text in enumerate(test.inputs()) if text not in known]
     if len(unseen) == len(test):
         return test, []
     if not unseen:

@@ -16,14 +16,8 @@ from issue_finding import probabilities_of, save_array
 from metrics import HEADLINE, intervals, resample, score
 from review_page import Verdict
 from tasks import Task
-from text_inputs import Texts
 
 ARMS = ("raw", "cleaned")
-
-
-def inputs_of(examples: Examples) -> list[Any]:
-    """What a classifier sees of each row: its text, or the two of a pair."""
-    return Texts(examples.texts, examples.pairs).inputs()
 
 
 def labels_for(task: Task, examples: Examples) -> np.ndarray:
@@ -125,10 +119,11 @@ def compare(
     """
     directory.mkdir(exist_ok=True)
     targets, unstopped = task.targets(test.labels), config.model_copy(update={"early_stopping_patience": 0})
+    rows = {arm: f"{arm}-{examples.fingerprint()[:12]}-{test.fingerprint()[:12]}" for arm, examples in arms.items()}
     probabilities: dict[str, list[np.ndarray]] = {}
     for seed in seeds:
         for arm, examples in arms.items():
-            file = directory / f"{arm}-{examples.fingerprint()[:12]}-{test.fingerprint()[:12]}-seed-{seed}.npy"
+            file = directory / f"{rows[arm]}-seed-{seed}.npy"
             if not file.exists():
                 classifier = make_classifier(unstopped, task, seed=seed)
                 say(f"Training on {len(examples):,} {arm} rows, seed {seed}, {config.epochs} epochs")
@@ -140,12 +135,12 @@ def compare(
 def _train_and_score(classifier: BertClassifier, task: Task, examples: Examples, test: Examples) -> np.ndarray:
     """Probabilities of the test rows, float32 [N, K]."""
     try:
-        fitted = classifier.fit(inputs_of(examples), labels_for(task, examples))
+        fitted = classifier.fit(examples.inputs(), labels_for(task, examples))
     except DataError:
         raise
     except ValueError as error:
         raise DataError(f"{examples.source}: after cleaning: {error}") from error
-    return probabilities_of(fitted, inputs_of(test), np.array(task.labels, dtype=object), task.kind == "multilabel")
+    return probabilities_of(fitted, test.inputs(), np.array(task.labels, dtype=object), task.kind == "multilabel")
 
 
 def _compared(

@@ -163,7 +163,7 @@ def held(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def write_atomically(path: Path, content: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file under a temporary name and renames it, so that a reader never sees half of it.
 
     Raises:
@@ -171,7 +171,7 @@ def write_atomically(path: Path, content: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(content, encoding="utf-8", newline="")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         flush_to_disk(temporary)
         os.replace(temporary, path)
     except OSError as error:

@@ -195,12 +195,12 @@ def _to_size(chosen: np.ndarray, indicators: np.ndarray, size: int, random: np.r
 def _notes(splits: Splits) -> list[str]:
     """What the user should know of the split: repeated texts across parts, labels that a part lacks."""
     notes = _notes_on_pairs("training", splits.train)
-    seen = set(_inputs(splits.train))
+    seen = set(splits.train.inputs())
     for name, part in (("validation", splits.valid), ("test", splits.test)):
         if part is None:
             continue
         notes += _notes_on_pairs(name, part)
-        repeated = [row for row, text in zip(part.rows, _inputs(part), strict=True) if text in seen]
+        repeated = [row for row, text in zip(part.rows, part.inputs(), strict=True) if text in seen]
         if repeated:
             earlier = (
                 "a training row" if name == "validation" or splits.valid is None else "a training or validation row"
@@ -211,7 +211,7 @@ def _notes(splits: Splits) -> list[str]:
         present = {label for labels in part.labels for label in labels}
         if absent := [label for label in splits.task.labels if label not in present]:
             notes.append(f"{part.source}: no {name} row has the label {', '.join(map(repr, absent[:20]))}")
-        seen.update(_inputs(part))
+        seen.update(part.inputs())
     return notes
 
 
@@ -220,10 +220,3 @@ def _notes_on_pairs(name: str, part: Examples) -> list[str]:
     return (
         [f"{part.source}: {name_rows(empty)} of the {name} part have an empty second text, and stay"] if empty else []
     )
-
-
-def _inputs(examples: Examples) -> list[tuple[str, ...]]:
-    """What the model sees of each row: its text, or both of a pair."""
-    if examples.pairs is None:
-        return [(text,) for text in examples.texts]
-    return list(zip(examples.texts, examples.pairs, strict=True))

@@ -265,7 +265,7 @@ def _report(
             "seconds": fit.seconds,
             "examples_per_second": passes * rows_per_epoch(draws) / fit.seconds if fit.seconds else 0.0,
             "tokens_per_second": passes * tokens_per_epoch / fit.seconds if fit.seconds else 0.0,
-            "epochs_run": fit.epochs_run,
+            "epochs_run": len(fit.history),
             "interrupted": fit.interrupted,
             "steps_run": fit.steps,
             **({"resumed": state.resumed} if state.resumed else {}),
