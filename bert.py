@@ -142,28 +142,6 @@ def _body(spec: EncoderSpec, cls_only: bool, dropout: float | None) -> networks.
     return body
 
 
-def twin(model: tf_keras.Model, spec: EncoderSpec, **options: Any) -> tf_keras.Model:
-    """Builds the same encoder with other options of `build_bert`, on the very variables of `model`."""
-    ours = {variable.name.removesuffix(":0"): variable for variable in model.variables}
-
-    def existing(create: Any, **settings: Any) -> tf.Variable:
-        variable = ours.get(f"{tf.get_current_name_scope()}/{settings['name']}")
-        return create(**settings) if variable is None else variable  # Keras makes counters of its own
-
-    with tf.variable_creator_scope(existing):
-        made = build_bert(spec, **options)
-    assert {id(variable.handle) for variable in made.variables} <= {id(variable.handle) for variable in model.variables}
-    return made
-
-
-def freeze(model: tf_keras.Model, num_layers: int) -> None:
-    """Freezes the embeddings and the lowest transformer layers."""
-    for layer in model.layers:
-        number = layer_number(f"{layer.name}/")
-        if layer.name in _EMBEDDING_LAYERS or (number is not None and number < num_layers):
-            layer.trainable = False
-
-
 def layer_number(variable_name: str) -> int | None:
     """Number of the transformer layer that a variable belongs to, from 0 at the bottom; None for all others."""
     found = re.match(r"transformer/layer_(\d+)/", variable_name)

@@ -1,9 +1,9 @@
 """Examples in, batches out: token ids, computed once by `tf.py_function` on the CPU, and padded, masked batches of them.
 
-Row order in is row order out: `score_batches` carries each row's place, so that scores can be put back where they belong.
+Row order in is row order out: `score_batches` gives each row's place, so that scores can be put back where they belong.
 """
 
-import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
+import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
 import itertools
 import math
@@ -16,6 +16,7 @@ import tensorflow as tf
 
 INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
 _TOKENIZE_ROWS = 1024  # rows per tokenizer call
+_SCORE_TOKENS = {"cpu": 4096, "gpu": 16384}  # the fastest that was measured on two cores; a guess for a GPU
 _POOL_BATCHES = 64  # batches that are sorted by length together
 _SHUFFLE_STREAM = 0x5EED  # keeps the batch order's random numbers apart from other uses of the seed
 
@@ -181,15 +182,19 @@ def _draw(draws: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return np.repeat(order, whole.astype(np.int64))
 
 
-def score_batches(tokens: Tokens, batch_size: int) -> tf.data.Dataset:
-    """One pass of `(rows, inputs)` batches, longest texts first; `rows` says where the batch's scores belong."""
-
-    def batches() -> Iterator[np.ndarray]:
-        by_length = np.argsort(-tokens.lengths, kind="stable")
-        for start in range(0, len(by_length), batch_size):
-            yield by_length[start : start + batch_size]
-
-    return _padded(batches, tokens)
+def score_batches(lengths: np.ndarray, most_rows: int | None = None, one_length: bool = False) -> Iterator[np.ndarray]:
+    """Row numbers of each batch of one pass, longest texts first, and about as many tokens in each; `lengths` are the tokens
+    of the N rows, int [N]. With `one_length` a batch's rows have equal lengths."""
+    budget = _SCORE_TOKENS["gpu" if runtime.has_gpu() else "cpu"]
+    by_length = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(by_length):
+        longest = int(lengths[by_length[start]])
+        rows = by_length[start : start + (most_rows or max(1, budget // longest))]
+        if one_length:
+            rows = rows[lengths[rows] == longest]
+        yield rows
+        start += len(rows)
 
 
 def num_batches(num_rows: int, batch_size: int) -> int:

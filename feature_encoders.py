@@ -15,7 +15,7 @@ from cache import hash_saved_model
 from config import ConfigError, make_config
 from data import INPUT_NAMES, Tokens
 from encoders import find_encoder
-from lean_bert import LeanBert, States
+from lean_bert import LeanBert, States, sentence_layer
 from model import load_encoder, load_preprocessor
 from scoring import INPUT_SIGNATURE
 from spec import MOST_PADDING_ROWS
@@ -82,6 +82,11 @@ class NamedEncoder:
         given = {"encoder": str(bert.model), "preprocessor": None if bert.tokenizer is None else str(bert.tokenizer)}
         self._paths = find_encoder(make_config({"data": "-", **given}))
         self.key = hash_saved_model(self._paths.encoder)
+
+    @property
+    def num_streams(self) -> int:
+        """Batches to compute at a time; one where a user's function takes part, which may not expect threads."""
+        return runtime.num_streams() if self._bert.embedding_func is None else 1
 
     def tokens(self, texts: Texts) -> Tokens:
         path = self._paths.preprocessor
@@ -163,7 +168,10 @@ def _load(wanted: _Wanted) -> _Loaded | None:
         )
     numbers = _layer_numbers(wanted.layers, spec.num_layers)
     first_only = wanted.what in ("cls", "pooled_output") or (wanted.what == "default" and spec.sentence is None)
-    bert = LeanBert(spec, weights, wanted.precision, max(numbers), first_only)
+    constants = {name: tf.constant(value) for name, value in weights.items()}
+    sentence = None if first_only else sentence_layer(spec, weights)
+    bert = LeanBert(spec, constants, wanted.precision, max(numbers), first_only, sentence=sentence)
+    bert.keep_weights()
     return _Loaded(_function(bert.states, wanted.what, numbers), spec.vocab_size)
 
 
@@ -227,6 +235,7 @@ class ModelObject:
     """A tokenizer and a model that the user brought, called as Hugging Face's are."""
 
     key = "a model object"
+    num_streams = 1
 
     def __init__(self, bert: Settings) -> None:
         self._bert = bert

@@ -5,8 +5,6 @@
 Equal texts are encoded once, texts of similar length together, and each row comes out where it went in.
 """
 
-import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
-
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,14 +17,14 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 from tqdm import tqdm
 
-from data import Tokens, pad
+from data import Tokens, pad, score_batches
 from feature_cache import FeatureCache, digest
 from feature_encoders import Encoder, ModelObject, NamedEncoder, Outputs, as_tuple
+from scoring import in_streams
 from text_inputs import texts_of
 
 SAFE_COSINE = 0.999  # the least of bfloat16's features to float32's, or precision="auto" is float32
 _SAMPLE = 64  # texts that are computed in both
-_BATCH_TOKENS = {"cpu": 4096, "gpu": 16384}  # the fastest that was measured on two cores; a guess for a GPU
 _BUILD = 1  # raise it when features change: those that are kept from before are then left alone
 _SHOWN_AFTER = 1.0  # seconds, or nothing is to be shown
 _POOLINGS = ("cls", "mean", "max", "pooled_output", "default")
@@ -195,8 +193,8 @@ class BertTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows and their features, batch by batch, which must have the same width."""
         run = encoder.runner(precision)
-        for rows in _batches(tokens.lengths, self.batch_size, one_length=self.embedding_func is not None):
-            vectors = run(pad(tokens, rows))
+        batches = score_batches(tokens.lengths, self.batch_size, one_length=self.embedding_func is not None)
+        for rows, vectors in in_streams(lambda rows: run(pad(tokens, rows)), batches, encoder.num_streams):
             width = width or vectors.shape[1]
             if vectors.shape[1] != width:
                 raise ValueError(
@@ -264,17 +262,3 @@ def _check_integer(key: str, value: Any, least: int) -> None:
 def _agree(features: np.ndarray, reference: np.ndarray) -> bool:
     norms = np.linalg.norm(features, axis=1) * np.linalg.norm(reference, axis=1)
     return bool(np.all((features * reference).sum(axis=1) >= SAFE_COSINE * norms))
-
-
-def _batches(lengths: np.ndarray, most: int | None, one_length: bool) -> Iterator[np.ndarray]:
-    """Rows of each batch, longest texts first: about as many tokens in each, all of one length if `one_length`."""
-    budget = _BATCH_TOKENS["gpu" if runtime.has_gpu() else "cpu"]
-    by_length = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(by_length):
-        longest = int(lengths[by_length[start]])
-        rows = by_length[start : start + (most or max(1, budget // longest))]
-        if one_length:
-            rows = rows[lengths[rows] == longest]
-        yield rows
-        start += len(rows)

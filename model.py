@@ -18,9 +18,10 @@ import tf_keras
 from tf_keras.layers import Dense, Dropout, Input, Layer
 
 from accumulation import AccumulatingModel
-from bert import CannotOpen, assign, build_bert, freeze, is_embedding, layer_number, open_encoder, twin
+from bert import CannotOpen, is_embedding, layer_number, open_encoder
 from config import OPENED_ONLY, Config, ConfigError, DataError
 from data import INPUT_NAMES, pack
+from lean_bert import LeanEncoder, make_variables, sentence_layer
 from losses import WeightedCrossEntropy, exact_match
 from optimization import AdamW, WarmupLinearDecay
 from spec import MOST_PADDING_ROWS, EncoderPaths, EncoderSpec, read_spec
@@ -42,29 +43,60 @@ class Preprocess(Layer):
         return pack(self.preprocessor.resolved_object, segments, self._max_seq_length)[0]
 
 
-class Pooling(Layer):
+class TextVectors(Layer):
+    """An encoder and pooling: its inputs, int32 [batch, seq] -> one vector per text, float32 [batch, hidden].
+
+    With several `streams` the batch is encoded in so many parts side by side, each as long as its longest text. A part's
+    operations wait for its own alone, so two cores with a part each are faster than two that share every operation.
+    """
+
+    def __init__(self, encoder: Any, pooling: str, trainable: bool, streams: int = 1) -> None:
+        super().__init__(name="text_vectors")
+        self.encoder = encoder
+        self._pooling, self._streams = pooling, streams
+        # A frozen encoder gives features: no dropout in it, and no gradient through it.
+        self._options = {} if trainable else {"training": False}
+
+    def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
+        options = {"training": training, **self._options}
+        vectors = []
+        for part in _row_parts(inputs, self._streams):
+            outputs = self.encoder(part, **options)
+            vectors.append(_pool(self._pooling, outputs, part["input_mask"]))
+        return tf.concat(vectors, axis=0)
+
+
+def _row_parts(inputs: dict[str, tf.Tensor], num_parts: int) -> list[dict[str, tf.Tensor]]:
+    """Rows of a batch in parts, the first of them the larger."""
+    if num_parts == 1:
+        return [inputs]
+    parts = []
+    num_rows = tf.shape(inputs["input_mask"])[0]
+    for number in range(num_parts):
+        start, end = ((each * num_rows + num_parts - 1) // num_parts for each in (number, number + 1))
+        rows = {name: tensor[start:end] for name, tensor in inputs.items()}
+        length = tf.math.count_nonzero(tf.reduce_any(rows["input_mask"] > 0, axis=0), dtype=tf.int32)
+        parts.append({name: tensor[:, : tf.maximum(length, 1)] for name, tensor in rows.items()})
+    return parts
+
+
+def _pool(kind: str, outputs: dict[str, tf.Tensor], mask: tf.Tensor) -> tf.Tensor:
     """The encoder's outputs -> one vector per text, float32 [batch, hidden]."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__(name="pooling")
-        self._kind = kind
-
-    def call(self, outputs: dict[str, tf.Tensor], mask: tf.Tensor) -> tf.Tensor:
-        if self._kind in {"pooled_output", "default"}:
-            return outputs[self._kind]
-        sequence = outputs["sequence_output"]  # (batch, seq, hidden)
-        if self._kind == "cls":
-            return sequence[:, 0]
-        real = tf.cast(mask, sequence.dtype)[:, :, None]
-        return tf.reduce_sum(sequence * real, axis=1) / tf.reduce_sum(real, axis=1)
+    if kind in {"pooled_output", "default"}:
+        return outputs[kind]
+    sequence = outputs["sequence_output"]  # (batch, seq, hidden)
+    if kind == "cls":
+        return sequence[:, 0]
+    real = tf.cast(mask, sequence.dtype)[:, :, None]
+    return tf.reduce_sum(sequence * real, axis=1) / tf.reduce_sum(real, axis=1)
 
 
 @dataclass(frozen=True)
 class Encoder:
     """An encoder as layers: ids, int32 [batch, seq] -> the dict of outputs of TF-Hub's BERT encoders.
 
-    `layer` computes in float32. `training_layer` has the same weights, and computes in `precision` inside
-    `runtime.graph_precision(graph_precision)`: an opened one on a GPU by itself, others by that graph rewrite.
+    `layer` computes in float32. `training_layer` has the same weights, and computes in `precision`: an opened one by itself,
+    a hub layer inside `runtime.graph_precision(graph_precision)`.
     """
 
     layer: Any
@@ -103,18 +135,15 @@ def build_classifier(config: Config, paths: EncoderPaths, task: Task) -> Classif
     encoder = load_encoder(config, paths.encoder)
     runtime.set_seed(config.seed)  # here, so that the head does not hang on what loading the encoder drew
     _refuse_other_vocabulary_size(preprocessor, encoder.layer, paths)
-    pooling = Pooling(config.pooling)
     head: list[Layer] = [Dense(config.hidden_units, activation="relu", name="hidden")] if config.hidden_units else []
     initializer = tf_keras.initializers.TruncatedNormal(stddev=_INITIALIZER_RANGE)
     head += [
         Dropout(config.dropout, name="dropout"),
         Dense(task.num_logits, kernel_initializer=initializer, name="logits"),
     ]
-    # A frozen encoder gives features: no dropout in it, and no gradient through it.
-    inference = {} if config.trainable else {"training": False}
 
-    def classify(layer: Any, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
-        hidden = pooling(layer(inputs, **inference), mask=inputs["input_mask"])
+    def classify(layer: Any, inputs: dict[str, tf.Tensor], streams: int = 1) -> tf.Tensor:
+        hidden = TextVectors(layer, config.pooling, config.trainable, streams)(inputs)
         for part in head:
             hidden = part(hidden)
         return hidden
@@ -123,13 +152,11 @@ def build_classifier(config: Config, paths: EncoderPaths, task: Task) -> Classif
     segments = ["text"] if config.text_pair_column is None else ["text", "text_pair"]
     texts = [Input(shape=(), dtype=tf.string, name=name) for name in segments]
     text_ids = Preprocess(preprocessor, config.max_seq_length)(texts)
-    logits = classify(encoder.layer, ids)
-    token_model = training_model = tf_keras.Model(ids, logits, name="token_model")
-    if encoder.training_layer is not encoder.layer:
-        logits = classify(encoder.training_layer, ids)
-        training_model = tf_keras.Model(ids, logits, name="training_model")
+    token_model = tf_keras.Model(ids, classify(encoder.layer, ids), name="token_model")
+    outputs = classify(encoder.training_layer, ids, runtime.num_streams())
+    training_model = tf_keras.Model(ids, outputs, name="training_model")
     if config.gradient_accumulation_steps > 1:
-        training_model = AccumulatingModel(config.batch_size, inputs=ids, outputs=logits, name="training_model")
+        training_model = AccumulatingModel(config.batch_size, inputs=ids, outputs=outputs, name="training_model")
     text_model = tf_keras.Model(texts, classify(encoder.layer, text_ids), name="text_model")
     return Classifier(training_model, token_model, text_model, encoder, preprocessor.resolved_object, task)
 
@@ -164,31 +191,30 @@ def _opened_encoder(config: Config, path: str, spec: EncoderSpec, weights: dict[
     precision = runtime.choose_precision(config.precision, opened=True)
     has_sentence_weights = bool(spec.sentence and spec.sentence.dense)  # they are to be kept, whatever the head sees
     cls_only = config.pooling in {"pooled_output", "cls"} and not has_sentence_weights
-    options: dict[str, Any] = {"cls_only": cls_only, "dropout": config.encoder_dropout}
-    layer = build_bert(spec, **options)
-    assign(layer, weights.items())
-    # On a CPU the graph rewrite is the faster of the two ways to bfloat16 (by 6 to 8 % of a step); a GPU has no such rewrite.
-    by_policy = precision != "float32" and runtime.has_gpu()
-    layers = [layer]
-    if by_policy:
-        layers.append(twin(layer, spec, policy=f"mixed_{precision}", **options))
-    for each in layers:
-        _freeze(config, each)
-    return Encoder(layer, layers[-1], precision, "float32" if by_policy else precision, spec, None)
+    variables = make_variables(spec, weights, lambda name: _is_trained(name, config, spec))
+    sentence = None if cls_only else sentence_layer(spec, weights)
+    if sentence is not None:
+        sentence.trainable = config.trainable and config.pooling == "default"
+
+    def layer(precision: str) -> LeanEncoder:
+        return LeanEncoder(
+            spec, variables, sentence, precision=precision, first_only=cls_only, dropout=config.encoder_dropout
+        )
+
+    return Encoder(layer("float32"), layer(precision), precision, "float32", spec, None)
 
 
-def _freeze(config: Config, layer: tf_keras.Model) -> None:
-    """Freezes what `config` says, and what the head does not see."""
-    if not config.trainable:
-        layer.trainable = False
-    if config.freeze_layers is not None:
-        freeze(layer, config.freeze_layers)
-    # Without a sentence vector of its own an encoder's default is the pooler's output.
-    names = {part.name for part in layer.layers}
-    default = "sentence_vector" if "sentence_vector" in names else "pooler_transform"
-    seen = {"pooled_output": "pooler_transform", "default": default}.get(config.pooling)
-    for name in names & {"pooler_transform", "sentence_vector"} - {seen}:
-        layer.get_layer(name).trainable = False
+def _is_trained(name: str, config: Config, spec: EncoderSpec) -> bool:
+    """Whether a variable learns: one that is not frozen, and that the head sees."""
+    if not config.trainable or (name.startswith("type_embeddings/") and not spec.segments):
+        return False
+    number = layer_number(name)
+    if number is None and not is_embedding(name):
+        # Without a sentence vector of its own an encoder's default is the pooler's output.
+        return config.pooling == "pooled_output" or (config.pooling == "default" and spec.sentence is None)
+    if config.freeze_layers is None:
+        return True
+    return number is not None and number >= config.freeze_layers
 
 
 def _hub_encoder(config: Config, path: str, note: str | None) -> Encoder:

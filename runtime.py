@@ -34,6 +34,7 @@ from command_line import fail, from_os_error  # noqa: E402
 from config import ConfigError, HubtuneError  # noqa: E402
 
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+_STREAMS = 2  # of the work on a CPU
 _FLOAT16_GPU_CAPABILITY = (7, 0)  # tensor cores
 _BFLOAT16_GPU_CAPABILITY = (8, 0)  # tensor cores that know bfloat16
 
@@ -46,7 +47,22 @@ def set_up_devices() -> str:
             tf.config.experimental.set_memory_growth(gpu, True)
     if gpus:
         return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
+    if _num_cores() > 1 and "TF_NUM_INTRAOP_THREADS" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # TensorFlow runs already, with threads as they are
+            tf.config.threading.set_inter_op_parallelism_threads(_STREAMS)
+            tf.config.threading.set_intra_op_parallelism_threads(_num_cores() // _STREAMS)
     return f"CPU, {os.cpu_count()} cores"
+
+
+def num_streams() -> int:
+    """In how many parts, side by side, the work should be done: 2 on a CPU whose threads `set_up_devices` could divide."""
+    threads = tf.config.threading
+    divided = threads.get_inter_op_parallelism_threads(), threads.get_intra_op_parallelism_threads()
+    return _STREAMS if divided == (_STREAMS, max(1, _num_cores() // _STREAMS)) and not has_gpu() else 1
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def forget_earlier_models() -> None:
@@ -95,12 +111,17 @@ def _cpu_flags() -> set[str]:
 def graph_precision(precision: str) -> Iterator[None]:
     """Functions called inside this context run with TensorFlow's graph rewrite to `precision`."""
     rewrites = {"auto_mixed_precision_onednn_bfloat16": "bfloat16", "auto_mixed_precision": "float16"}
-    before = tf.config.optimizer.get_experimental_options()
-    tf.config.optimizer.set_experimental_options({option: precision == target for option, target in rewrites.items()})
+    found = tf.config.optimizer.get_experimental_options()
+    before = {option: found.get(option, False) for option in rewrites}
+    wanted = {option: precision == target for option, target in rewrites.items()}
+    if wanted == before:  # to set an option, be it to what it is, has every function optimised anew
+        yield
+        return
+    tf.config.optimizer.set_experimental_options(wanted)
     try:
         yield
     finally:
-        tf.config.optimizer.set_experimental_options({option: before.get(option, False) for option in rewrites})
+        tf.config.optimizer.set_experimental_options(before)
 
 
 @contextlib.contextmanager
@@ -130,8 +151,11 @@ def saving() -> Iterator[None]:
 @contextlib.contextmanager
 def mistakes_in_one_line(debug: bool, if_interrupted: str) -> Iterator[None]:
     """Runs a command: a mistake is one line on standard error and an exit code, a traceback only with `debug`."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `config.before_tensorflow` leaves it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `command_line.before_tensorflow` leaves it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not gc.isenabled():  # as it leaves that
+        gc.freeze()  # modules are no garbage, not at the end of the command either
+        gc.enable()
     try:
         yield
     except KeyboardInterrupt:

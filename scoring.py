@@ -2,15 +2,17 @@
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from data import INPUT_NAMES, Tokens, score_batches
+from data import INPUT_NAMES, Tokens, pad, score_batches
 
 FORMAT = 2  # of what stands beside the weights in an exported model
-_BATCH = 64
 INPUT_SIGNATURE = [{name: tf.TensorSpec([None, None], tf.int32, name=name) for name in INPUT_NAMES}]
 
 
@@ -33,9 +35,29 @@ class Scorer:
 
     def logits(self, tokens: Tokens, on_batch: Callable[[int], None] = lambda rows: None) -> np.ndarray:
         """Logits in the order of the tokens, float32 [N, num_logits]; `on_batch` is told the rows of each batch."""
+
+        def compute(rows: np.ndarray) -> np.ndarray:
+            inputs = dict(zip(INPUT_NAMES, map(tf.constant, pad(tokens, rows)), strict=True))
+            return self._logits(inputs).numpy()
+
         result = np.empty((len(tokens), self._num_logits), dtype=np.float32)
         with runtime.graph_precision("float32"):
-            for rows, inputs in score_batches(tokens, _BATCH):
-                result[rows.numpy()] = self._logits(inputs).numpy()
+            for rows, logits in in_streams(compute, score_batches(tokens.lengths), runtime.num_streams()):
+                result[rows] = logits
                 on_batch(len(rows))
         return result
+
+
+def in_streams(
+    compute: Callable[[np.ndarray], Any], batches: Iterable[np.ndarray], num_streams: int
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Batches and what `compute` makes of them, in their order, so many at a time."""
+    with ThreadPoolExecutor(num_streams) as pool:
+        running = deque[Any]()
+        for rows in batches:
+            running.append((rows, pool.submit(compute, rows)))
+            if len(running) > num_streams:  # one waits, so that none idles
+                done, future = running.popleft()
+                yield done, future.result()
+        for done, future in running:
+            yield done, future.result()

@@ -14,7 +14,7 @@ from conftest import MakeTable, build, inputs_of, tiny_spec
 from test_model import train_once
 
 import bert
-from bert import CannotOpen, assign, build_bert, export_bert, largest_difference, open_encoder, twin
+from bert import CannotOpen, assign, build_bert, export_bert, largest_difference, open_encoder
 from config import Config, ConfigError, DataError
 from data import INPUT_NAMES
 from encoders import find_encoder
@@ -79,21 +79,6 @@ def test_the_last_layer_for_cls_alone_gives_the_same_pooled_output(
     assert short["sequence_output"].shape == (4, 1, 16)
     np.testing.assert_allclose(short["pooled_output"], whole["pooled_output"], atol=1e-6)
     np.testing.assert_allclose(short["sequence_output"][:, 0], whole["sequence_output"][:, 0], atol=1e-6)
-
-
-def test_a_twin_computes_in_mixed_precision_on_the_same_weights(
-    published_encoder: str, tiny_paths: EncoderPaths
-) -> None:
-    model, spec = opened(published_encoder)
-    other = twin(model, spec, policy="mixed_bfloat16")
-    inputs = inputs_of(tiny_paths)
-    assert other(inputs)["pooled_output"].dtype == tf.bfloat16
-    assert {variable.dtype for variable in other.variables} == {tf.float32}
-    before = other(inputs)["pooled_output"].numpy().astype(np.float32)
-    difference = np.abs(before - model(inputs)["pooled_output"].numpy()).max()
-    assert 1e-5 < difference < 0.1
-    model.get_layer("pooler_transform").bias.assign_add(tf.ones(16))
-    assert np.abs(other(inputs)["pooled_output"].numpy().astype(np.float32) - before).max() > 0.1
 
 
 @pytest.mark.parametrize(("rate", "same"), [(0.0, True), (None, False), (0.5, False)])
@@ -318,8 +303,7 @@ def test_a_run_in_mixed_precision_trains_stops_scores_saves_and_goes_on(
         )
     )
     classifier = result.classifier
-    assert classifier.training_model is not classifier.token_model
-    assert classifier.training_model.get_layer("bert").get_layer("transformer/layer_1").compute_dtype == precision
+    assert classifier.encoder.training_layer is not classifier.encoder.layer
     assert result.metrics["environment"]["precision"] == precision
     before, after = bert.stored_weights(tiny_encoder), bert.stored_weights(str(result.run_directory / "model"))
     np.testing.assert_array_equal(
