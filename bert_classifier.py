@@ -20,8 +20,9 @@ from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, column_or_1d
 
+from calibration import fit_decision
 from config import Config, make_config
-from decision import Decision, fit_decision, plain_decision
+from decision import Decision, plain_decision
 from encoders import find_encoder
 from examples import Examples
 from export import export_classifier

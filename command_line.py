@@ -1,6 +1,7 @@
 """The command line: options in before TensorFlow loads, mistakes out in one line. Imports no TensorFlow."""
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -94,9 +95,10 @@ def _refuse_beside_resume(given: list[str], allowed: str) -> None:
 
 def before_tensorflow(parse: Callable[[list[str]], Parsed]) -> Parsed:
     """Reads a command's options before the slow imports, so that --help and a mistake answer at once; until the command has
-    begun, Ctrl-C simply ends it."""
+    begun, in `runtime.mistakes_in_one_line`, Ctrl-C simply ends it and the garbage collector rests."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.disable()  # else it goes through all of TensorFlow many times while that loads: a third of the start
     try:
         return parse(sys.argv[1:])
     except HubtuneError as error:

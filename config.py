@@ -236,6 +236,11 @@ class Config(BaseModel):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="arithmetic of the training step; auto: what the CPU or GPU has in hardware"
     )
+    jit_compile: bool = Field(
+        False,
+        description="compile the training step by XLA, on a GPU: texts are padded to multiples of 32 tokens, because every shape "
+        "is compiled anew",
+    )
 
     # Output
     output_dir: str = Field("runs", description="folder that holds the run directories")
@@ -327,6 +332,10 @@ class Config(BaseModel):
         ):
             raise ValueError(
                 f"train_split={self.train_split} and valid_split={self.valid_split} are more than the whole: let them sum to 1"
+            )
+        if self.jit_compile and self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                "jit_compile and gradient_accumulation_steps: XLA cannot compile such a step; use one of them"
             )
         for key in self.opened_only:
             if self.encoder_mode == "hub":

@@ -15,8 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
-_TOKENIZE_ROWS = 1024  # rows per tokenizer call
+_TOKENIZE_ROWS = 2048  # rows per tokenizer call
+_TOKENIZE_CALLS = 2  # at a time: TensorFlow lets go of Python while it tokenises
+_CHUNK_ROWS = 2048  # rows that Python pads at once: a call for each batch would take longer than the padding
 _SCORE_TOKENS = {"cpu": 4096, "gpu": 16384}  # the fastest that was measured on two cores; a guess for a GPU
+_CHUNKS_AHEAD = 2  # padded while an earlier one is cut
 _POOL_BATCHES = 64  # batches that are sorted by length together
 _SHUFFLE_STREAM = 0x5EED  # keeps the batch order's random numbers apart from other uses of the seed
 
@@ -60,16 +63,11 @@ def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int, pairs: li
     training and serving cannot see different ids.
     """
 
-    def encode(*block: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    def encode(*block: tf.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, tf.Tensor]:
         packed, num_tokens = pack(preprocessor, list(block), max_seq_length)
-        real = tf.cast(packed["input_mask"], tf.bool)
-        lengths = tf.reduce_sum(packed["input_mask"], axis=1)
-        return (
-            tf.boolean_mask(packed["input_word_ids"], real),
-            tf.boolean_mask(packed["input_type_ids"], real),
-            lengths,
-            num_tokens,
-        )
+        real = packed["input_mask"].numpy().astype(bool)
+        word_ids, type_ids = (packed[name].numpy()[real] for name in ("input_word_ids", "input_type_ids"))
+        return word_ids, type_ids, real.sum(axis=1), num_tokens
 
     segments = [texts] if pairs is None else [texts, pairs]
     columns = tuple(np.array([text.encode() for text in segment], dtype=object) for segment in segments)
@@ -77,7 +75,7 @@ def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int, pairs: li
         blocks = (
             tf.data.Dataset.from_tensor_slices(columns)
             .batch(_TOKENIZE_ROWS)
-            .map(lambda *block: tf.py_function(encode, block, [tf.int32] * 4))
+            .map(lambda *block: tf.py_function(encode, block, [tf.int32] * 4), num_parallel_calls=_TOKENIZE_CALLS)
             .prefetch(tf.data.AUTOTUNE)
         )
         nothing = [np.empty(0, np.int32)] * 4
@@ -114,16 +112,19 @@ def train_batches(
     draws: np.ndarray | None = None,
     first_epoch: int = 0,
     weights: np.ndarray | None = None,
+    length_step: int = 1,
 ) -> tf.data.Dataset:
     """Endless `(inputs, targets)` batches, those of `epoch_batches` of `first_epoch`, counted from 0, and all that follow;
-    `(inputs, targets, weights)` where the rows have weights, float32 [N]."""
+    `(inputs, targets, weights)` where the rows have weights, float32 [N]. Lengths are multiples of `length_step`, or that of
+    the longest of all rows."""
 
     def epochs() -> Iterator[np.ndarray]:
         for epoch in itertools.count(first_epoch):
             yield from epoch_batches(tokens.lengths, batch_size, seed, epoch, draws)
 
     columns = [targets] if weights is None else [targets, weights]
-    return _padded(epochs, tokens).map(lambda rows, inputs: (inputs, *(tf.gather(column, rows) for column in columns)))
+    chunk_batches = max(1, _CHUNK_ROWS // batch_size)
+    return _padded(epochs, tokens, columns, chunk_batches, length_step)
 
 
 def epoch_batches(
@@ -154,13 +155,13 @@ class BatchSizes(NamedTuple):
     places: np.ndarray
 
 
-def batch_sizes(lengths: np.ndarray, batches: list[np.ndarray]) -> BatchSizes:
-    """What batches hold of texts that have `lengths` tokens, int [N].
+def batch_sizes(lengths: np.ndarray, batches: list[np.ndarray], length_step: int = 1) -> BatchSizes:
+    """What batches hold of texts that have `lengths` tokens, int [N], with lengths as `train_batches` makes them.
 
     Example: a batch of two texts with 3 and 5 tokens -> 2 rows, 8 tokens, 10 places.
     """
     held = [lengths[rows] for rows in batches]
-    columns = ([len(part), part.sum(), len(part) * part.max()] for part in held)
+    columns = ([len(part), part.sum(), len(part) * _rounded(part.max(), length_step, lengths)] for part in held)
     return BatchSizes(*np.array(list(columns)).T)
 
 
@@ -202,21 +203,73 @@ def num_batches(num_rows: int, batch_size: int) -> int:
     return math.ceil(num_rows / batch_size)
 
 
-def _padded(batches: Callable[[], Iterator[np.ndarray]], tokens: Tokens) -> tf.data.Dataset:
-    """Turns row numbers into `(rows, inputs)`, each input int32 [batch, longest]."""
+def _padded(
+    batches: Callable[[], Iterator[np.ndarray]],
+    tokens: Tokens,
+    columns: list[np.ndarray],
+    chunk_batches: int,
+    length_step: int,
+) -> tf.data.Dataset:
+    """Turns row numbers into `(inputs, *columns)`, each input int32 [batch, longest].
 
-    def gather(rows: tf.Tensor) -> list[np.ndarray]:
-        return pad(tokens, rows.numpy())
+    Python pads a chunk of batches at once, TensorFlow cuts them out of it.
+    """
 
-    def with_shapes(rows: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        inputs = dict(zip(INPUT_NAMES, tf.py_function(gather, [rows], [tf.int32] * 3), strict=True))
-        for tensor in inputs.values():
-            tensor.set_shape([None, None])
-        return rows, inputs
+    def chunks() -> Iterator[tuple[np.ndarray, ...]]:
+        rest = batches()
+        while chunk := list(itertools.islice(rest, chunk_batches)):
+            rows = np.concatenate(chunk)
+            yield (*_pad_chunk(tokens, chunk, length_step), *(column[rows] for column in columns))
 
+    def cut(padded: tf.Tensor, shapes: tf.Tensor, *others: tf.Tensor) -> tf.data.Dataset:
+        places, rows = shapes[:, 1] * shapes[:, 2], shapes[:, 1]
+        starts = _columns(tf.zeros_like(places), tf.cumsum(places, exclusive=True))
+        sizes = _columns(tf.fill(tf.shape(places), 3), places)
+        ends = tf.cumsum(rows)
+
+        def batch(
+            start: tf.Tensor, size: tf.Tensor, shape: tf.Tensor, first: tf.Tensor, end: tf.Tensor
+        ) -> tuple[Any, ...]:
+            inputs = tf.unstack(tf.reshape(tf.slice(padded, start, size), shape), num=3)
+            for tensor in inputs:
+                tensor.set_shape([None, None])
+            return (dict(zip(INPUT_NAMES, inputs, strict=True)), *(each[first:end] for each in others))
+
+        return tf.data.Dataset.from_tensor_slices((starts, sizes, shapes, ends - rows, ends)).map(batch)
+
+    signature = (
+        tf.TensorSpec([3, None], tf.int32),
+        tf.TensorSpec([None, 3], tf.int32),
+        *(tf.TensorSpec([None, *column.shape[1:]], column.dtype) for column in columns),
+    )
     with tf.device("/cpu:0"):
-        rows = tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([None], tf.int64))
-        return rows.map(with_shapes).prefetch(tf.data.AUTOTUNE)
+        made = tf.data.Dataset.from_generator(chunks, output_signature=signature)
+        return made.prefetch(_CHUNKS_AHEAD).flat_map(cut).prefetch(tf.data.AUTOTUNE)
+
+
+def _columns(*columns: tf.Tensor) -> tf.Tensor:
+    return tf.stack(columns, axis=1)
+
+
+def _pad_chunk(tokens: Tokens, batches: list[np.ndarray], length_step: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Some batches, each padded with 0 to its longest text, in one array.
+
+    Returns:
+        Word ids, mask and type ids, int32 [3, places], one batch after the other, and the shape of each batch, int32
+        [batches, 3]: 3, its rows, its longest text.
+    """
+    sizes = np.array([len(batch) for batch in batches])
+    rows = np.concatenate(batches)
+    lengths = tokens.offsets[rows + 1] - tokens.offsets[rows]
+    firsts = np.cumsum(sizes) - sizes
+    longest = _rounded(np.maximum.reduceat(lengths, firsts), length_step, tokens.lengths)
+    shapes = np.stack([np.full_like(sizes, 3), sizes, longest], axis=1).astype(np.int32)
+    widths = np.repeat(longest, sizes)  # of the batch that each row is in
+    places = _runs(np.cumsum(widths) - widths, lengths)
+    source = _runs(tokens.offsets[rows], lengths)
+    padded = np.zeros((3, (sizes * longest).sum()), dtype=np.int32)
+    padded[0, places], padded[1, places], padded[2, places] = tokens.word_ids[source], 1, tokens.type_ids[source]
+    return padded, shapes
 
 
 def pad(tokens: Tokens, rows: np.ndarray) -> list[np.ndarray]:
@@ -224,17 +277,20 @@ def pad(tokens: Tokens, rows: np.ndarray) -> list[np.ndarray]:
 
     Example: texts of 3 and 2 tokens -> mask [[1, 1, 1], [1, 1, 0]].
     """
-    lengths = tokens.offsets[rows + 1] - tokens.offsets[rows]
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    source = _places(tokens, rows)
-    padded = []
-    for values in (tokens.word_ids, tokens.type_ids):
-        batch = np.zeros(mask.shape, dtype=np.int32)
-        batch[mask] = values[source]
-        padded.append(batch)
-    return [padded[0], mask.astype(np.int32), padded[1]]
+    return list(_pad_chunk(tokens, [rows])[0].reshape(3, len(rows), -1))
 
 
 def _places(tokens: Tokens, rows: np.ndarray) -> np.ndarray:
     """Where the ids of some texts lie, one text after the other."""
-    return np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])
+    return _runs(tokens.offsets[rows], tokens.lengths[rows])
+
+
+def _rounded(longest: Any, length_step: int, lengths: np.ndarray) -> Any:
+    """Lengths of batches as multiples of `length_step`, but no longer than the longest row."""
+    return longest if length_step == 1 else np.minimum(-(-longest // length_step) * length_step, lengths.max())
+
+
+def _runs(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Numbers that count on from each start. Example: starts 5 and 0, lengths 2 and 3 -> 5 6 0 1 2."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)

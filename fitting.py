@@ -18,6 +18,8 @@ from run_directory import TrainingState
 from scoring import Scorer
 from splits import Splits
 
+_COMPILED_LENGTHS = 32  # multiples of it, so that XLA compiles few shapes
+
 
 @dataclass(frozen=True)
 class Job:
@@ -52,7 +54,12 @@ class Job:
         """What the batches of an epoch, counted from 0, hold."""
         lengths = self.tokens["train"].lengths
         batches = epoch_batches(lengths, self.rows_per_step, self.config.seed, epoch, self.balanced.draws)
-        return batch_sizes(lengths, batches)
+        return batch_sizes(lengths, batches, self.length_step)
+
+    @property
+    def length_step(self) -> int:
+        """What the lengths of batches are multiples of."""
+        return _COMPILED_LENGTHS if self.config.jit_compile else 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -153,6 +160,7 @@ def _train_epochs(job: Job, epoch_end: EpochEnd, callbacks: list[Any]) -> None:
         balanced.draws,
         first,
         balanced.row_weights,
+        job.length_step,
     ).take(steps * (config.epochs - first))  # else a thread would prepare batches for ever
     if not _is_over(config, epoch_end.history):
         with runtime.graph_precision(job.classifier.encoder.graph_precision):

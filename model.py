@@ -153,7 +153,7 @@ def build_classifier(config: Config, paths: EncoderPaths, task: Task) -> Classif
     texts = [Input(shape=(), dtype=tf.string, name=name) for name in segments]
     text_ids = Preprocess(preprocessor, config.max_seq_length)(texts)
     token_model = tf_keras.Model(ids, classify(encoder.layer, ids), name="token_model")
-    outputs = classify(encoder.training_layer, ids, runtime.num_streams())
+    outputs = classify(encoder.training_layer, ids, 1 if config.jit_compile else runtime.num_streams())
     training_model = tf_keras.Model(ids, outputs, name="training_model")
     if config.gradient_accumulation_steps > 1:
         training_model = AccumulatingModel(config.batch_size, inputs=ids, outputs=outputs, name="training_model")
@@ -291,7 +291,9 @@ def compile_classifier(
         optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer)
     kind = classifier.task.kind
     loss = WeightedCrossEntropy(kind, label_weights)
-    classifier.training_model.compile(optimizer=optimizer, loss=loss, metrics=[exact_match(kind)])
+    classifier.training_model.compile(
+        optimizer=optimizer, loss=loss, metrics=[exact_match(kind)], jit_compile=config.jit_compile
+    )
     # Keras would create the slots in the first step, and build that step's graph twice for it.
     optimizer._create_all_weights(classifier.training_model.trainable_variables)
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from decision import Decision, cross_fit
+from calibration import cross_fit
+from decision import Decision
 from examples import Examples
 from metrics import by_label, intervals, resample, score, score_decisions, score_probabilities
 

@@ -17,20 +17,23 @@ INPUT_SIGNATURE = [{name: tf.TensorSpec([None, None], tf.int32, name=name) for n
 
 
 class Scorer:
-    """Scores tokenised texts in float32, as the exported model does.
+    """Scores tokenised texts, in float32 as the exported model does, or in bfloat16.
 
     Args:
         logits: a dict of int32 [batch, seq] -> float32 [batch, num_logits].
         num_logits: 1 in binary tasks, else the number of labels.
+        precision: of the products.
     """
 
-    def __init__(self, logits: Callable[[dict[str, tf.Tensor]], tf.Tensor], num_logits: int) -> None:
+    def __init__(
+        self, logits: Callable[[dict[str, tf.Tensor]], tf.Tensor], num_logits: int, precision: str = "float32"
+    ) -> None:
         self._logits = tf.function(logits, input_signature=INPUT_SIGNATURE)
-        self._num_logits = num_logits
+        self._num_logits, self._precision = num_logits, precision
 
     def logits_of_batch(self, inputs: dict[str, tf.Tensor]) -> np.ndarray:
         """Logits of one batch of the encoder's inputs, each int32 [batch, seq]; float32 [batch, num_logits]."""
-        with runtime.graph_precision("float32"):
+        with runtime.graph_precision(self._precision):
             return self._logits(inputs).numpy()
 
     def logits(self, tokens: Tokens, on_batch: Callable[[int], None] = lambda rows: None) -> np.ndarray:
@@ -41,7 +44,7 @@ class Scorer:
             return self._logits(inputs).numpy()
 
         result = np.empty((len(tokens), self._num_logits), dtype=np.float32)
-        with runtime.graph_precision("float32"):
+        with runtime.graph_precision(self._precision):
             for rows, logits in in_streams(compute, score_batches(tokens.lengths), runtime.num_streams()):
                 result[rows] = logits
                 on_batch(len(rows))

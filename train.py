@@ -30,8 +30,9 @@ import pandas as pd
 
 import artifacts
 import dashboard
+from calibration import fit_decision
 from data import Tokens, rows_per_epoch, tokenize
-from decision import Decision, fit_decision, plain_decision
+from decision import Decision, plain_decision
 from encoders import find_encoder
 from evaluation import log_evaluation, numbers, write_results
 from export import export_classifier

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data import INPUT_NAMES, Tokens, epoch_batches, num_batches, pad, rows_per_epoch, score_batches, train_batches
+from data import (
+    INPUT_NAMES,
+    Tokens,
+    batch_sizes,
+    epoch_batches,
+    num_batches,
+    pad,
+    rows_per_epoch,
+    score_batches,
+    train_batches,
+)
 
 
 def make_tokens(lengths: list[int]) -> Tokens:
@@ -107,6 +117,17 @@ def test_batches_are_as_long_as_their_longest_row_and_padding_is_rare(tokens: To
         real += inputs["input_mask"].sum()
     assert real == len(tokens.word_ids)
     assert padded / real < 1.05  # unsorted batches of these rows hold 1.8 times the real tokens
+
+
+def test_a_step_of_lengths_makes_few_shapes_none_longer_than_the_longest_row(tokens: Tokens) -> None:
+    lengths = set()
+    batches = train_batches(tokens, np.arange(1000), 32, 0, length_step=16).take(32).as_numpy_iterator()
+    for inputs, labels in batches:
+        lengths.add(inputs["input_word_ids"].shape[1])
+        assert (inputs["input_mask"].sum(axis=1) == tokens.lengths[labels]).all()
+    assert lengths == {16, 32, 48, 59}
+    sizes = batch_sizes(tokens.lengths, epoch_batches(tokens.lengths, 32, 0, 0), length_step=16)
+    assert set(sizes.places // sizes.rows) <= lengths
 
 
 def test_batches_keep_open_shapes_so_that_keras_traces_once(tokens: Tokens) -> None:

@@ -1,4 +1,4 @@
-"""decision.py: temperatures and thresholds, chosen on validation rows."""
+"""decision.py and calibration.py: temperatures and thresholds, chosen on validation rows."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, precision_score, recall_score
 
-from decision import Decision, best_threshold, cross_fit, fit_decision, plain_decision, predictions_table
+from calibration import best_threshold, cross_fit, fit_decision
+from decision import Decision, plain_decision, predictions_table
 from tasks import Kind, Task
 
 BINARY = Task("binary", ["no", "yes"])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from train import Result
+
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "command_line": {"config"},
@@ -54,10 +56,22 @@ ALLOWED: dict[str, set[str]] = {
     "artifacts": {"command_line", "config"},
     "dashboard": {"curves", "decision", "examples", "looks", "plots", "results", "tasks"},
     "scoring": {"data", "runtime"},
-    "model": {"accumulation", "bert", "config", "data", "losses", "optimization", "runtime", "spec", "tasks"},
-    "decision": {"config", "examples", "tables", "tasks"},
+    "model": {
+        "accumulation",
+        "bert",
+        "config",
+        "data",
+        "lean_bert",
+        "losses",
+        "optimization",
+        "runtime",
+        "spec",
+        "tasks",
+    },
+    "decision": {"examples", "tasks"},
+    "calibration": {"config", "decision", "tables", "tasks"},
     "metrics": {"tasks"},
-    "results": {"decision", "examples", "metrics"},
+    "results": {"calibration", "decision", "examples", "metrics"},
     "plots": {"metrics"},
     "curves": {"plots"},
     "looks": {"curves", "data", "decision", "examples", "metrics", "plots", "results", "tasks"},
@@ -111,6 +125,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "train": {
         "artifacts",
+        "calibration",
         "command_line",
         "config",
         "dashboard",
@@ -135,6 +150,7 @@ ALLOWED: dict[str, set[str]] = {
         "wandb_callback",
     },
     "bert_classifier": {
+        "calibration",
         "config",
         "decision",
         "encoders",
@@ -167,7 +183,7 @@ ALLOWED: dict[str, set[str]] = {
         "spec",
         "text_inputs",
     },
-    "features": {"data", "feature_cache", "feature_encoders", "runtime", "text_inputs"},
+    "features": {"data", "feature_cache", "feature_encoders", "scoring", "text_inputs"},
     "issue_finding": {"bert_classifier", "run_directory", "splits", "tasks", "text_inputs"},
     "keras_classifier": {"keras_copies", "keras_inputs", "keras_outputs", "keras_streams", "runtime"},
     "keras_copies": {"runtime"},
@@ -190,7 +206,7 @@ ALLOWED: dict[str, set[str]] = {
         "tasks",
         "text_inputs",
     },
-    "lean_bert": {"bert", "runtime", "spec"},
+    "lean_bert": {"bert", "config", "runtime", "spec"},
     "relabelling": {
         "bert_classifier",
         "config",
@@ -226,6 +242,36 @@ def test_options_and_tables_need_no_tensorflow(module: str) -> None:
     subprocess.run(
         [sys.executable, "-c", f"import sys, {module}; assert 'tensorflow' not in sys.modules"], cwd=ROOT, check=True
     )
+
+
+COMMANDS = ["train", "predict", "evaluation", "encoders", "label_issues", "artifacts"]
+LOADED = """import gc, runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+print(gc.isenabled(), *sys.modules)"""
+
+
+def loaded_by(*arguments: str) -> list[str]:
+    """What a command leaves loaded, first whether the garbage collector is at work."""
+    command = [sys.executable, "-c", LOADED, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loads_nothing_slow(command: str) -> None:
+    slow = {"tensorflow", "tf_keras", "pandas", "pyarrow", "sklearn", "scipy", "matplotlib", "wandb", "tensorflow_hub"}
+    assert slow.isdisjoint(loaded_by(f"{command}.py", "--help"))
+
+
+def test_scoring_a_text_loads_no_more_than_scoring_needs(trained: Result) -> None:
+    collector, *loaded = loaded_by("predict.py", "--model", str(trained.run_directory), "it is good")
+    assert collector == "True"
+    assert {"sklearn", "scipy.stats", "matplotlib", "wandb", "tensorflow_hub", "official"}.isdisjoint(loaded)
+    assert ALLOWED["predict"] <= set(loaded)
+    assert {"train", "model", "encoders", "calibration"}.isdisjoint(loaded)
 
 
 def test_tensorflow_imported_with_keras_3_is_told_in_one_sentence() -> None:

@@ -59,6 +59,22 @@ def test_a_loaded_classifier_gives_what_the_saved_model_serves_on_5000_real_text
     assert len(set(classifier.predict(texts))) == 2
 
 
+def test_bfloat16_gives_nearly_the_same_and_says_so(trained: Result, classifier: TextClassifier) -> None:
+    texts = [f"{text} {number}" for number in range(50) for text in TEXTS]
+    rounded = load_classifier(trained.run_directory, precision="bfloat16").predict_proba(texts)
+    difference = np.abs(rounded - classifier.predict_proba(texts)).max()
+    assert 1e-6 < difference < 0.02
+    assert parse_arguments(["--model", "x", "--precision", "bfloat16", "text"]).precision == "bfloat16"
+
+
+def test_a_precision_that_the_machine_has_not_is_refused(trained: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime._cpu_flags", lambda: set())
+    with pytest.raises(
+        ConfigError, match="^precision=bfloat16: this machine offers float32; choose one of them or auto$"
+    ):
+        load_classifier(trained.run_directory, precision="bfloat16")
+
+
 def test_a_classifier_has_scikit_learns_shapes_and_labels(classifier: TextClassifier) -> None:
     assert classifier.classes_.tolist() == ["negative", "positive"]
     probabilities = classifier.predict_proba(TEXTS)

@@ -246,6 +246,20 @@ def test_pairs_train_and_serve(tiny_paths: EncoderPaths, tmp_path: Path) -> None
     assert given["label"].numpy().tolist() == [b"same", b"same", b"different"]
 
 
+def test_a_step_compiled_by_xla_learns_what_the_plain_one_learns(
+    tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable
+) -> None:
+    data = table(
+        [(f"it is good {'good ' * (number % 7)}", "pos") for number in range(24)] + [("it was bad", "neg")] * 24
+    )
+    options = {"encoder_dropout": 0.0, "dropout": 0.0, "precision": "float32", "learning_rate": 1e-3, "data": data}
+    plain, compiled = (
+        train(tiny_settings(tiny_paths, tmp_path, **options, epochs=1, run_name=str(jit), jit_compile=jit)).metrics
+        for jit in (False, True)
+    )
+    assert compiled["valid"]["loss"] == pytest.approx(plain["valid"]["loss"], abs=1e-4)
+
+
 def test_training_starts_at_the_shares_of_the_labels(
     tiny_paths: EncoderPaths, tmp_path: Path, table: MakeTable, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,1 @@
+"""Measurements of the project beside the published recipe and its peers; each module is a command."""
