@@ -17,8 +17,10 @@ from data import Tokens
 from decision import plain_decision
 from metrics import HEADLINE, score
 from run_directory import LAST, STATE, TrainingState, flush_to_disk, write_atomically
-from scoring import Scorer
+from scoring import FrozenScorer, Scorer
 from tasks import Kind, Task
+
+_REFRESHED_AFTER = 0.2  # seconds
 
 
 class EpochEnd(tf_keras.callbacks.Callback):
@@ -28,8 +30,15 @@ class EpochEnd(tf_keras.callbacks.Callback):
     Scoring is done here and not by Keras' own validation, because the metrics that matter need all rows at once.
     """
 
+    _supports_tf_logs = True  # else Keras would wait for the numbers of every step before it starts the next
+
     def __init__(
-        self, task: Task, scorer: Scorer, tokens: Tokens | None, targets: np.ndarray | None, history_file: Path | None
+        self,
+        task: Task,
+        scorer: Scorer | FrozenScorer,
+        tokens: Tokens | None,
+        targets: np.ndarray | None,
+        history_file: Path | None,
     ) -> None:
         super().__init__()
         self._decision, self._scorer = plain_decision(task), scorer
@@ -51,11 +60,15 @@ class EpochEnd(tf_keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         self.steps += 1
+        self._count_time()
+
+    def _count_time(self) -> None:
         now = time.monotonic()
         self.seconds += now - self._resumed
         self._resumed = now
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        self._count_time()  # a GPU may have been busy until now
         refuse_diverged(self.model)
         if self._tokens is not None and self._targets is not None:
             self.logits = self._scorer.logits(self._tokens)
@@ -186,11 +199,14 @@ def _over_progress() -> str:
 class Progress(tf_keras.callbacks.Callback):
     """A line that moves on a terminal; in a log, a line at every tenth of an epoch."""
 
+    _supports_tf_logs = True  # it looks at the numbers of few steps
+
     def __init__(self, kind: Kind, epochs: int, steps: int) -> None:
         super().__init__()
         self._shown = {"loss", "accuracy", *(f"val_{name}" for name in HEADLINE[kind])}
         self._epochs, self._steps, self._epoch = epochs, steps, 0
         self._started, self._first = 0.0, 0  # at the end of this process' first step, which builds the graph
+        self._shown_at = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._epoch = epoch
@@ -200,15 +216,16 @@ class Progress(tf_keras.callbacks.Callback):
         now = time.monotonic()
         if not self._first:
             self._started, self._first = now, done
+        tenth = (batch + 1) * 10 // self._steps > batch * 10 // self._steps
+        if not (now - self._shown_at >= _REFRESHED_AFTER if sys.stdout.isatty() else tenth):
+            return
+        self._shown_at = now
         left = (now - self._started) / max(1, done - self._first) * (self._epochs * self._steps - done)
         line = (
             f"epoch {self._epoch + 1}/{self._epochs}  step {batch + 1:,}/{self._steps:,}  "
             f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}  about {runtime.clock(left)} left"
         )
-        if sys.stdout.isatty():
-            print(f"{_over_progress()}{line}", end="", flush=True)
-        elif (batch + 1) * 10 // self._steps > batch * 10 // self._steps:
-            print(line, flush=True)
+        print(f"{_over_progress()}{line}", end="" if sys.stdout.isatty() else "\n", flush=True)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         print(

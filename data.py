@@ -113,16 +113,19 @@ def train_batches(
     first_epoch: int = 0,
     weights: np.ndarray | None = None,
     length_step: int = 1,
+    vectors: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Endless `(inputs, targets)` batches, those of `epoch_batches` of `first_epoch`, counted from 0, and all that follow;
     `(inputs, targets, weights)` where the rows have weights, float32 [N]. Lengths are multiples of `length_step`, or that of
-    the longest of all rows."""
+    the longest of all rows. Of rows that a frozen encoder has made `vectors` of, float32 [N, hidden], these are the inputs."""
 
     def epochs() -> Iterator[np.ndarray]:
         for epoch in itertools.count(first_epoch):
             yield from epoch_batches(tokens.lengths, batch_size, seed, epoch, draws)
 
     columns = [targets] if weights is None else [targets, weights]
+    if vectors is not None:
+        return _gathered(epochs, [vectors, *columns])
     chunk_batches = max(1, _CHUNK_ROWS // batch_size)
     return _padded(epochs, tokens, columns, chunk_batches, length_step)
 
@@ -245,6 +248,16 @@ def _padded(
     with tf.device("/cpu:0"):
         made = tf.data.Dataset.from_generator(chunks, output_signature=signature)
         return made.prefetch(_CHUNKS_AHEAD).flat_map(cut).prefetch(tf.data.AUTOTUNE)
+
+
+def _gathered(batches: Callable[[], Iterator[np.ndarray]], columns: list[np.ndarray]) -> tf.data.Dataset:
+    """Turns row numbers into those rows of the columns."""
+    signature = tuple(tf.TensorSpec([None, *column.shape[1:]], column.dtype) for column in columns)
+    with tf.device("/cpu:0"):
+        rows = tf.data.Dataset.from_generator(
+            lambda: (tuple(column[rows] for column in columns) for rows in batches()), output_signature=signature
+        )
+        return rows.prefetch(tf.data.AUTOTUNE)
 
 
 def _columns(*columns: tf.Tensor) -> tf.Tensor:

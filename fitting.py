@@ -2,12 +2,14 @@
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tf_keras
+from tqdm import tqdm
 
 from callbacks import BestWeights, Checkpoints, EpochEnd, Progress, best_epoch, refuse_diverged
 from config import Config, ConfigError, DataError
@@ -15,9 +17,10 @@ from data import BatchSizes, Tokens, batch_sizes, epoch_batches, num_batches, ro
 from imbalance import Balance
 from model import Classifier, compile_classifier, rate_groups
 from run_directory import TrainingState
-from scoring import Scorer
+from scoring import FrozenScorer, Scorer
 from splits import Splits
 
+_SHOWN_AFTER = 2.0  # seconds until a progress bar appears
 _COMPILED_LENGTHS = 32  # multiples of it, so that XLA compiles few shapes
 
 
@@ -135,7 +138,29 @@ def _prepare(job: Job) -> EpochEnd:
     valid = job.splits.valid
     valid_targets = None if valid is None else job.splits.task.targets(valid.labels)
     history_file = None if job.directory is None else job.directory / "history.csv"
-    return EpochEnd(job.splits.task, job.scorer, job.tokens.get("valid"), valid_targets, history_file)
+    return EpochEnd(
+        job.splits.task, _epoch_scorer(job.classifier, job.scorer), job.tokens.get("valid"), valid_targets, history_file
+    )
+
+
+def _epoch_scorer(classifier: Classifier, scorer: Scorer) -> Scorer | FrozenScorer:
+    """What scores the validation rows after each epoch."""
+    if classifier.vector_model is None:
+        return scorer
+    inputs = classifier.token_model.inputs
+    exact = tf_keras.Model(inputs, classifier.token_model.get_layer("text_vectors").output)
+    vectors = Scorer(lambda ids: exact(ids, training=False), exact.output_shape[-1])
+    return FrozenScorer(vectors, lambda rows: classifier.training_model(rows, training=False))
+
+
+def _vectors(classifier: Classifier, tokens: Tokens) -> np.ndarray | None:
+    """What a frozen encoder makes of the training rows, once for all epochs, float32 [N, hidden]; None for others."""
+    model = classifier.vector_model
+    if model is None:
+        return None
+    scorer = Scorer(lambda ids: model(ids, training=False), model.output_shape[-1], classifier.encoder.graph_precision)
+    with tqdm(total=len(tokens), desc="Encoding, once for all epochs", unit=" rows", delay=_SHOWN_AFTER) as bar:
+        return scorer.logits(tokens, bar.update)
 
 
 def _train_epochs(job: Job, epoch_end: EpochEnd, callbacks: list[Any]) -> None:
@@ -146,14 +171,14 @@ def _train_epochs(job: Job, epoch_end: EpochEnd, callbacks: list[Any]) -> None:
         job.steps_per_epoch,
         len(epoch_end.history),
     )
-
-    def stop_early(epoch: int, logs: dict[str, float]) -> None:
-        model.stop_training = _is_over(config, epoch_end.history)
-
-    stopping = tf_keras.callbacks.LambdaCallback(on_epoch_end=stop_early)
-    balanced = job.balanced
+    if _is_over(config, epoch_end.history):
+        return
+    balanced, tokens = job.balanced, job.tokens["train"]
+    started = time.monotonic()
+    vectors = _vectors(job.classifier, tokens)
+    epoch_end.seconds += time.monotonic() - started
     batches = train_batches(
-        job.tokens["train"],
+        tokens,
         balanced.targets,
         job.rows_per_step,
         config.seed,
@@ -161,17 +186,28 @@ def _train_epochs(job: Job, epoch_end: EpochEnd, callbacks: list[Any]) -> None:
         first,
         balanced.row_weights,
         job.length_step,
+        vectors,
     ).take(steps * (config.epochs - first))  # else a thread would prepare batches for ever
-    if not _is_over(config, epoch_end.history):
-        with runtime.graph_precision(job.classifier.encoder.graph_precision):
-            model.fit(
-                batches,
-                steps_per_epoch=steps,
-                initial_epoch=first,
-                epochs=config.epochs,
-                verbose=0,
-                callbacks=[epoch_end, stopping, *callbacks],
-            )
+    with runtime.graph_precision(job.classifier.encoder.graph_precision):
+        model.fit(
+            batches,
+            steps_per_epoch=steps,
+            initial_epoch=first,
+            epochs=config.epochs,
+            verbose=0,
+            callbacks=[epoch_end, _Stopping(config, epoch_end), *callbacks],
+        )
+
+
+class _Stopping(tf_keras.callbacks.Callback):
+    """Early stopping."""
+
+    def __init__(self, config: Config, epoch_end: EpochEnd) -> None:
+        super().__init__()
+        self._config, self._epoch_end = config, epoch_end
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.model.stop_training = _is_over(self._config, self._epoch_end.history)
 
 
 def _is_over(config: Config, history: list[dict[str, int | float]]) -> bool:

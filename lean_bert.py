@@ -7,8 +7,9 @@ float32, which TensorFlow's CPU operations handle faster than bfloat16.
 
 import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +69,15 @@ class LeanBert:
     def keep_weights(self) -> None:
         """Makes what products take of the weights once, and not anew in every call: for weights that do not change."""
         self._layers = [self._layer(number) for number in range(self._num_layers)]
+
+    @contextlib.contextmanager
+    def shared_weights(self) -> Iterator[None]:
+        """The same for the calls inside this context, such as those for the parts of one batch."""
+        self.keep_weights()
+        try:
+            yield
+        finally:
+            self._layers = None
 
     def states(self, inputs: dict[str, tf.Tensor], training: bool = False) -> States:
         """What the encoder computes of `input_word_ids`, `input_mask` and `input_type_ids`, int32 [n, seq]."""
@@ -224,6 +234,10 @@ class LeanEncoder(tf_keras.layers.Layer):
         super().__init__(name="bert")
         self.named_variables, self.sentence = variables, sentence  # so that Keras finds them
         self._bert = LeanBert(spec, variables, sentence=sentence, **options)
+
+    def shared_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Calls inside this context share what products take of the weights."""
+        return self._bert.shared_weights()
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> dict[str, tf.Tensor]:
         states = self._bert.states(inputs, bool(training))

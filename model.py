@@ -7,6 +7,7 @@ preprocessor inside.
 
 import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -59,10 +60,12 @@ class TextVectors(Layer):
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
         options = {"training": training, **self._options}
+        is_lean = isinstance(self.encoder, LeanEncoder)
         vectors = []
-        for part in _row_parts(inputs, self._streams):
-            outputs = self.encoder(part, **options)
-            vectors.append(_pool(self._pooling, outputs, part["input_mask"]))
+        with self.encoder.shared_weights() if is_lean else contextlib.nullcontext():
+            for part in _row_parts(inputs, self._streams):
+                outputs = self.encoder(part, **options)
+                vectors.append(_pool(self._pooling, outputs, part["input_mask"]))
         return tf.concat(vectors, axis=0)
 
 
@@ -110,9 +113,14 @@ class Encoder:
 @dataclass(frozen=True)
 class Classifier:
     """Three models on the same weights: one to train, one to score token ids, one that takes texts, or `[texts, pairs]`. All
-    give logits, float32 [batch, 1] for binary tasks, else [batch, K]."""
+    give logits, float32 [batch, 1] for binary tasks, else [batch, K].
+
+    Of a frozen encoder `training_model` is the head alone: it takes what `vector_model`, None for others, makes of ids, one
+    vector per text, float32 [batch, hidden], in the training's precision.
+    """
 
     training_model: tf_keras.Model
+    vector_model: tf_keras.Model | None
     token_model: tf_keras.Model
     text_model: tf_keras.Model
     encoder: Encoder
@@ -143,22 +151,34 @@ def build_classifier(config: Config, paths: EncoderPaths, task: Task) -> Classif
     ]
 
     def classify(layer: Any, inputs: dict[str, tf.Tensor], streams: int = 1) -> tf.Tensor:
-        hidden = TextVectors(layer, config.pooling, config.trainable, streams)(inputs)
-        for part in head:
-            hidden = part(hidden)
-        return hidden
+        return _through(head, TextVectors(layer, config.pooling, config.trainable, streams)(inputs))
 
     ids = {name: Input(shape=(None,), dtype=tf.int32, name=name) for name in INPUT_NAMES}
     segments = ["text"] if config.text_pair_column is None else ["text", "text_pair"]
     texts = [Input(shape=(), dtype=tf.string, name=name) for name in segments]
     text_ids = Preprocess(preprocessor, config.max_seq_length)(texts)
     token_model = tf_keras.Model(ids, classify(encoder.layer, ids), name="token_model")
-    outputs = classify(encoder.training_layer, ids, 1 if config.jit_compile else runtime.num_streams())
-    training_model = tf_keras.Model(ids, outputs, name="training_model")
-    if config.gradient_accumulation_steps > 1:
+    vector_model = None
+    if config.trainable:
+        outputs = classify(encoder.training_layer, ids, 1 if config.jit_compile else runtime.num_streams())
+        training_model = tf_keras.Model(ids, outputs, name="training_model")
+    else:
+        vectors = TextVectors(encoder.training_layer, config.pooling, trainable=False)(ids)
+        vector_model = tf_keras.Model(ids, vectors, name="vector_model")
+        vector = Input(shape=vectors.shape[1:], name="vector")
+        training_model = tf_keras.Model(vector, _through(head, vector), name="training_model")
+    if config.trainable and config.gradient_accumulation_steps > 1:
         training_model = AccumulatingModel(config.batch_size, inputs=ids, outputs=outputs, name="training_model")
     text_model = tf_keras.Model(texts, classify(encoder.layer, text_ids), name="text_model")
-    return Classifier(training_model, token_model, text_model, encoder, preprocessor.resolved_object, task)
+    return Classifier(
+        training_model, vector_model, token_model, text_model, encoder, preprocessor.resolved_object, task
+    )
+
+
+def _through(layers: list[Layer], hidden: tf.Tensor) -> tf.Tensor:
+    for layer in layers:
+        hidden = layer(hidden)
+    return hidden
 
 
 def load_encoder(config: Config, path: str) -> Encoder:

@@ -51,6 +51,25 @@ class Scorer:
         return result
 
 
+class FrozenScorer:
+    """Scores with a frozen encoder, whose vectors of the texts are computed once.
+
+    Args:
+        vectors: a scorer that gives vectors in place of logits.
+        head: vectors, float32 [N, hidden] -> logits.
+    """
+
+    def __init__(self, vectors: Scorer, head: Callable[[np.ndarray], Any]) -> None:
+        self._scorer, self._head = vectors, head
+        self._last: tuple[Tokens, np.ndarray] | None = None
+
+    def logits(self, tokens: Tokens) -> np.ndarray:
+        """Logits in the order of the tokens, float32 [N, num_logits]."""
+        if self._last is None or self._last[0] is not tokens:
+            self._last = tokens, self._scorer.logits(tokens)
+        return np.asarray(self._head(self._last[1]))
+
+
 def in_streams(
     compute: Callable[[np.ndarray], Any], batches: Iterable[np.ndarray], num_streams: int
 ) -> Iterator[tuple[np.ndarray, Any]]:

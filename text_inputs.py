@@ -146,3 +146,8 @@ def shared_tokens(texts: Texts, preprocessor: Any, name: str, max_seq_length: in
     while len(_STORES) > _MOST_STORES:
         del _STORES[next(iter(_STORES))]
     return store.tokens(texts, lambda new: tokenize(new.first, preprocessor, max_seq_length, new.second))
+
+
+def forget_tokens() -> None:
+    """Forgets all token ids, as in a new process."""
+    _STORES.clear()

@@ -33,6 +33,8 @@ class WandbCallback(WandbMetricsLogger):
         history: the epochs before a resume.
     """
 
+    _supports_tf_logs = True  # it looks at the numbers of every tenth step
+
     def __init__(
         self,
         logged_steps: int = 0,
@@ -64,7 +66,8 @@ class WandbCallback(WandbMetricsLogger):
         if batch == 0:  # the first step of all builds the graph
             self._epoch = self._window = self._now
         if self.global_step % _LOG_EVERY == 0 and self.global_step > self._logged_steps:
-            values = {**(logs or {}), **self._learning_rates(), **self._speed(self._window)}
+            numbers = {name: float(value) for name, value in (logs or {}).items()}
+            values = {**numbers, **self._learning_rates(), **self._speed(self._window)}
             values["batch_step"] = self.global_step
             _log({f"batch/{name}": value for name, value in values.items()})
             self._window = self._now

@@ -42,7 +42,7 @@ def read_texts(name: str, rows: int) -> list[str]:
 def compare(texts: list[str], peer: Peer, repeats: int) -> list[dict[str, Any]]:
     """A line per setting: rows a second, and the least cosine to the peer's float32 vectors."""
     from features import BertTransformer
-    from text_inputs import _STORES
+    from text_inputs import forget_tokens
 
     transformers = {
         precision: BertTransformer(pooling="default", max_length=_MAX_LENGTH, precision=precision, verbose=False)
@@ -56,7 +56,7 @@ def compare(texts: list[str], peer: Peer, repeats: int) -> list[dict[str, Any]]:
     vectors: dict[tuple[str, str, str], np.ndarray] = {}
     for _ in range(repeats):
         for transformer in transformers.values():
-            _STORES.clear()  # the token ids are to be computed as well
+            forget_tokens()  # the token ids are to be computed as well
             key = ("BertTransformer", transformer.precision_, "by tokens")
             start = time.perf_counter()
             vectors[key] = transformer.transform(texts)

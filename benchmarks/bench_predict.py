@@ -12,6 +12,7 @@ matrix products alone, the last layer's at [CLS] only. Without `--model` a run i
 
 import contextlib
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.bench_startup import run_directory
-from benchmarks.limit import flops, matrix_rates
+from benchmarks.limit import flops
 from benchmarks.peers import Peer, markdown, parse, parser, read_table, run, weights_folder
 from checkpoints import _places
 from config import ConfigError, DataError
@@ -257,7 +258,9 @@ def measure(model: str, given: Any, folder: Path) -> None:
         ) as encode,
     ):
         compared = compare(all_sides(classifiers, classify, encode), many, given.repeats)
-        limits = {name: rate * len(many) / operations for name, rate in matrix_rates(spec, training=False).items()}
+        with Peer(sys.executable, "matrix_rates", [], given.threads) as matrices:
+            rates = matrices.ask({"training": False})
+        limits = {name: rate * len(many) / operations for name, rate in rates.items()}
         print(markdown(table(compared, limits, float(classifier.decision.threshold[0]))), end="\n\n", flush=True)
         print(markdown(latencies(classifiers, classify, singles)))
 

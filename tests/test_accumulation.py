@@ -80,8 +80,7 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(tiny_paths: EncoderPaths) -
 
 
 def test_loss_scaling_leaves_the_sum_as_it_is(tiny_paths: EncoderPaths) -> None:
-    """With a hub layer, which is frozen because the dropout in it cannot be turned off."""
-    options: dict[str, Any] = {"encoder_mode": "hub", "trainable": False}
+    options: dict[str, Any] = {"encoder_dropout": 0}
     whole, _, _ = train(tiny_paths, 24, 1, **options)
     parts, _, _ = train(tiny_paths, 8, 3, loss_scaling=True, **options)
     assert_same_steps(whole, parts, start(tiny_paths, **options))

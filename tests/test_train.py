@@ -27,6 +27,7 @@ from sklearn.metrics import (
 
 import runtime
 from config import Config, ConfigError, DataError, HubtuneError
+from data import Tokens, pad
 from spec import EncoderPaths
 from train import Result, train
 
@@ -244,6 +245,28 @@ def test_pairs_train_and_serve(tiny_paths: EncoderPaths, tmp_path: Path) -> None
     signature = tf.saved_model.load(str(tmp_path / "run" / "model")).signatures["serving_default"]
     given = signature(text=tf.constant(["good", "bad", "good"]), text_pair=tf.constant(["good", "bad", "bad"]))
     assert given["label"].numpy().tolist() == [b"same", b"same", b"different"]
+
+
+@pytest.mark.parametrize("encoder_mode", ["hub", "opened"])
+def test_a_frozen_encoder_reads_each_text_once_however_many_epochs(
+    tiny_paths: EncoderPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder_mode: str
+) -> None:
+    rows_read = []
+
+    def counted(tokens: Tokens, rows: np.ndarray) -> list[np.ndarray]:
+        rows_read.append(len(rows))
+        return pad(tokens, rows)
+
+    monkeypatch.setattr("scoring.pad", counted)
+    counts, losses = [], []
+    for epochs in (1, 4):
+        rows_read.clear()
+        options = {"trainable": False, "encoder_mode": encoder_mode, "learning_rate": 1e-2, "epochs": epochs}
+        result = train(tiny_settings(tiny_paths, tmp_path, run_name=f"{encoder_mode}{epochs}", **options))
+        counts.append(sum(rows_read))
+        losses.append(result.metrics["valid"]["loss"])
+    assert counts[0] == counts[1] > 0
+    assert losses[1] < losses[0]
 
 
 def test_a_step_compiled_by_xla_learns_what_the_plain_one_learns(
