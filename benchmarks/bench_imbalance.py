@@ -10,15 +10,15 @@ rows. A multi-label task has a threshold for each label, and means over the labe
 """
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from command_line import CommandParser, fail
-from config import Config, DataError, HubtuneError, make_config
+from benchmarks.peers import run
+from command_line import CommandParser
+from config import Config, DataError, make_config
 
 TOOLS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -27,7 +27,7 @@ TOOLS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(config: Config, tool: str) -> dict[str, float | str]:
+def measure(config: Config, tool: str) -> dict[str, float | str]:
     """Trains once and scores the test rows.
 
     Raises:
@@ -83,16 +83,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as output:
         config = make_config(values | TOOLS[tool] | {"output_dir": output, "wandb_mode": "disabled"})
-        line = json.dumps(run(config, tool))
+        line = json.dumps(measure(config, tool))
     with results.open("a") as file:
         file.write(line + "\n")
     print(line)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except HubtuneError as error:
-        if "--debug" in sys.argv:
-            raise
-        fail(error)
+    run(main)
