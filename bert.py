@@ -86,9 +86,7 @@ class SentencePooling(tf_keras.layers.Layer):
         )
 
 
-def build_bert(
-    spec: EncoderSpec, cls_only: bool = False, dropout: float | None = None, policy: str = "float32"
-) -> tf_keras.Model:
+def build_bert(spec: EncoderSpec, cls_only: bool = False, dropout: float | None = None) -> tf_keras.Model:
     """Builds the encoder that `spec` describes, with fresh weights.
 
     Takes the inputs of TF-Hub's BERT encoders, int32 [batch, seq], and gives their outputs: `sequence_output`
@@ -98,10 +96,9 @@ def build_bert(
         cls_only: the last layer computes the first position alone: `sequence_output` is [batch, 1, hidden], and there is
             no sentence vector.
         dropout: rate of hidden and attention dropout instead of the checkpoint's own.
-        policy: Keras' dtype policy, such as `mixed_bfloat16`; variables are float32 in any case.
     """
     before = tf_keras.mixed_precision.global_policy()
-    tf_keras.mixed_precision.set_global_policy(policy)
+    tf_keras.mixed_precision.set_global_policy("float32")  # whatever the program has set for its own layers
     try:
         body = _body(spec, cls_only, dropout)
     finally:
