@@ -7,11 +7,8 @@ and 128 rows a batch. Ours and every setting of the peer take turns; the figures
 peer's in float32. Both start from texts; loading the models is not counted. One line per setting and table.
 """
 
-import json
-import tempfile
 import time
 import warnings
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,15 +19,6 @@ from benchmarks.peers import Peer, markdown, parse, parser, read_table, run, wei
 _TABLES = {"questions": ("quora_unlabelled.csv.gz", "question_text"), "reviews": ("imdb_train.csv", "review")}
 _MAX_LENGTH = 128
 _PEER_SETTINGS = [(precision, rows) for precision in ("float32", "bfloat16") for rows in (32, 64, 128)]
-
-
-def encode(peer: Peer, texts: list[str], precision: str, rows: int) -> tuple[float, np.ndarray]:
-    """Seconds that the peer takes, and its vectors."""
-    with tempfile.TemporaryDirectory() as folder:
-        job = {"texts": str(Path(folder, "texts.json")), "output": str(Path(folder, "vectors.npy"))}
-        Path(job["texts"]).write_text(json.dumps(texts), encoding="utf-8")
-        answer = peer.ask(job | {"precision": precision, "rows": rows})
-        return answer["seconds"], np.load(job["output"])
 
 
 def read_texts(name: str, rows: int) -> list[str]:
@@ -44,6 +32,9 @@ def compare(texts: list[str], peer: Peer, repeats: int) -> list[dict[str, Any]]:
     from features import BertTransformer
     from text_inputs import forget_tokens
 
+    def encode(texts: list[str], precision: str, rows: int) -> tuple[float, np.ndarray]:
+        return peer.score(texts, {"precision": precision, "rows": rows})
+
     transformers = {
         precision: BertTransformer(pooling="default", max_length=_MAX_LENGTH, precision=precision, verbose=False)
         for precision in ("float32", "auto")
@@ -51,7 +42,7 @@ def compare(texts: list[str], peer: Peer, repeats: int) -> list[dict[str, Any]]:
     for transformer in transformers.values():
         transformer.fit(texts).transform(texts[:64])
     for setting in _PEER_SETTINGS:
-        encode(peer, texts[:64], *setting)
+        encode(texts[:64], *setting)
     seconds: dict[tuple[str, str, str], list[float]] = {}
     vectors: dict[tuple[str, str, str], np.ndarray] = {}
     for _ in range(repeats):
@@ -63,7 +54,7 @@ def compare(texts: list[str], peer: Peer, repeats: int) -> list[dict[str, Any]]:
             seconds.setdefault(key, []).append(time.perf_counter() - start)
         for precision, rows in _PEER_SETTINGS:
             key = ("sentence-transformers", precision, str(rows))
-            taken, vectors[key] = encode(peer, texts, precision, rows)
+            taken, vectors[key] = encode(texts, precision, rows)
             seconds.setdefault(key, []).append(taken)
     reference = vectors["sentence-transformers", "float32", "32"]
     lines = []

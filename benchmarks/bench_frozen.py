@@ -6,12 +6,9 @@ Seconds are from texts to the trained classifier; the peer's model is loaded bef
 the sentence vector of the same weights, in bfloat16 where the machine has it. Scores are of the same test rows.
 """
 
-import json
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -68,11 +65,7 @@ def encode_ours(texts: list[str]) -> np.ndarray:
 
 def encode_peer(peer: Peer, size: int, texts: list[str]) -> np.ndarray:
     """Vectors by sentence-transformers."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = {"texts": str(Path(folder, "texts.json")), "output": str(Path(folder, "vectors.npy"))}
-        Path(files["texts"]).write_text(json.dumps(texts), encoding="utf-8")
-        peer.ask(files | {"precision": "bfloat16", "rows": size})
-        return np.load(files["output"])
+    return peer.score(texts, {"precision": "bfloat16", "rows": size})[1]
 
 
 def measure(rows: Rows, peer: Peer, repeats: int) -> list[dict[str, Any]]:

@@ -105,11 +105,8 @@ def score_peer(peer: Peer, job: dict[str, Any], is_vector: bool) -> Score:
     """Scores, or encodes, by a peer's worker."""
 
     def score(texts: list[str]) -> tuple[float, np.ndarray | None]:
-        with tempfile.TemporaryDirectory() as folder:
-            files = {"texts": str(Path(folder, "texts.json")), "output": str(Path(folder, "scores.npy"))}
-            Path(files["texts"]).write_text(json.dumps(texts), encoding="utf-8")
-            seconds = peer.ask(job | files)["seconds"]
-            return seconds, None if is_vector else np.load(files["output"])[:, 0]
+        seconds, rows = peer.score(texts, job)
+        return seconds, None if is_vector else rows[:, 0]
 
     return score
 
