@@ -20,6 +20,7 @@ _TOKENIZE_CALLS = 2  # at a time: TensorFlow lets go of Python while it tokenise
 _CHUNK_ROWS = 2048  # rows that Python pads at once: a call for each batch would take longer than the padding
 _SCORE_TOKENS = {"cpu": 4096, "gpu": 16384}  # the fastest that was measured on two cores; a guess for a GPU
 _CHUNKS_AHEAD = 2  # padded while an earlier one is cut
+_BATCHES_AHEAD = 64
 _POOL_BATCHES = 64  # batches that are sorted by length together
 _SHUFFLE_STREAM = 0x5EED  # keeps the batch order's random numbers apart from other uses of the seed
 
@@ -76,7 +77,8 @@ def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int, pairs: li
             tf.data.Dataset.from_tensor_slices(columns)
             .batch(_TOKENIZE_ROWS)
             .map(lambda *block: tf.py_function(encode, block, [tf.int32] * 4), num_parallel_calls=_TOKENIZE_CALLS)
-            .prefetch(tf.data.AUTOTUNE)
+            .prefetch(_TOKENIZE_CALLS)
+            .with_options(_untuned())
         )
         nothing = [np.empty(0, np.int32)] * 4
         parts = zip(nothing, *blocks.as_numpy_iterator(), strict=True)
@@ -247,7 +249,7 @@ def _padded(
     )
     with tf.device("/cpu:0"):
         made = tf.data.Dataset.from_generator(chunks, output_signature=signature)
-        return made.prefetch(_CHUNKS_AHEAD).flat_map(cut).prefetch(tf.data.AUTOTUNE)
+        return made.prefetch(_CHUNKS_AHEAD).flat_map(cut).prefetch(_BATCHES_AHEAD).with_options(_untuned())
 
 
 def _gathered(batches: Callable[[], Iterator[np.ndarray]], columns: list[np.ndarray]) -> tf.data.Dataset:
@@ -257,7 +259,14 @@ def _gathered(batches: Callable[[], Iterator[np.ndarray]], columns: list[np.ndar
         rows = tf.data.Dataset.from_generator(
             lambda: (tuple(column[rows] for column in columns) for rows in batches()), output_signature=signature
         )
-        return rows.prefetch(tf.data.AUTOTUNE)
+        return rows.prefetch(_BATCHES_AHEAD).with_options(_untuned())
+
+
+def _untuned() -> tf.data.Options:
+    """No autotuning: its thread sleeps longer and longer, and the end of a training of a minute was seen to wait 20 s for it."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 def _columns(*columns: tf.Tensor) -> tf.Tensor:

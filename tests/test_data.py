@@ -135,6 +135,12 @@ def test_batches_keep_open_shapes_so_that_keras_traces_once(tokens: Tokens) -> N
     assert inputs == {name: tf.TensorSpec([None, None], tf.int32) for name in INPUT_NAMES}
 
 
+def test_nothing_is_autotuned_as_the_end_of_a_training_would_wait_for_the_tuner(tokens: Tokens) -> None:
+    targets, vectors = np.zeros(1000), np.zeros([1000, 2])
+    for batches in (train_batches(tokens, targets, 32, 0), train_batches(tokens, targets, 32, 0, vectors=vectors)):
+        assert batches.options().autotune.enabled is False
+
+
 def test_scoring_batches_say_where_each_row_belongs(tokens: Tokens) -> None:
     scores = np.zeros(1000)
     for rows in score_batches(tokens.lengths):
