@@ -78,7 +78,7 @@ def tokenize(texts: list[str], preprocessor: Any, max_seq_length: int, pairs: li
             .batch(_TOKENIZE_ROWS)
             .map(lambda *block: tf.py_function(encode, block, [tf.int32] * 4), num_parallel_calls=_TOKENIZE_CALLS)
             .prefetch(_TOKENIZE_CALLS)
-            .with_options(_untuned())
+            .with_options(runtime.untuned())
         )
         nothing = [np.empty(0, np.int32)] * 4
         parts = zip(nothing, *blocks.as_numpy_iterator(), strict=True)
@@ -249,7 +249,7 @@ def _padded(
     )
     with tf.device("/cpu:0"):
         made = tf.data.Dataset.from_generator(chunks, output_signature=signature)
-        return made.prefetch(_CHUNKS_AHEAD).flat_map(cut).prefetch(_BATCHES_AHEAD).with_options(_untuned())
+        return made.prefetch(_CHUNKS_AHEAD).flat_map(cut).prefetch(_BATCHES_AHEAD).with_options(runtime.untuned())
 
 
 def _gathered(batches: Callable[[], Iterator[np.ndarray]], columns: list[np.ndarray]) -> tf.data.Dataset:
@@ -259,14 +259,7 @@ def _gathered(batches: Callable[[], Iterator[np.ndarray]], columns: list[np.ndar
         rows = tf.data.Dataset.from_generator(
             lambda: (tuple(column[rows] for column in columns) for rows in batches()), output_signature=signature
         )
-        return rows.prefetch(_BATCHES_AHEAD).with_options(_untuned())
-
-
-def _untuned() -> tf.data.Options:
-    """No autotuning: its thread sleeps longer and longer, and the end of a training of a minute was seen to wait 20 s for it."""
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return options
+        return rows.prefetch(_BATCHES_AHEAD).with_options(runtime.untuned())
 
 
 def _columns(*columns: tf.Tensor) -> tf.Tensor:

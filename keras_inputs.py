@@ -3,7 +3,7 @@
 N is the number of rows, K the number of labels. `codes` are labels as places in the sorted `classes`, int64 [N].
 """
 
-import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
+import runtime  # isort: skip  (chooses Keras 2 before TensorFlow loads)
 
 import math
 from collections.abc import Callable, Mapping
@@ -164,7 +164,8 @@ class SparseRows:
         order = tf.data.Dataset.range(len(self))
         if given.shuffle:
             order = order.shuffle(len(self))
-        return stream_arguments(order.batch(given.batch_size or KERAS_BATCH).map(batch))
+        batches = order.batch(given.batch_size or KERAS_BATCH).map(batch)
+        return stream_arguments(batches.with_options(runtime.untuned()))
 
     def _dense(self, rows: tf.Tensor) -> tf.Tensor:
         dense = tf.numpy_function(lambda places: self.matrix[places].toarray(), [rows], self.matrix.dtype)

@@ -65,6 +65,14 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def untuned() -> tf.data.Options:
+    """Options of `tf.data` pipelines: no autotuning. Its thread sleeps longer and longer, and is waited for in the end: up to
+    20 s were seen after a training of a minute."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
+
+
 def forget_earlier_models() -> None:
     """Frees what Keras and Python still hold of models that are out of use: trainings in one process must not add up."""
     tf_keras.backend.clear_session()
