@@ -1,9 +1,10 @@
 # make train   fine-tune on the bundled reviews     make test   run the tests
-# make lint    ruff and mypy                        make lock   renew the locks after editing requirements*.in
+# make lint    ruff and mypy                        make docs   renew docs/config.md after editing config.py
+# make lock    renew the locks after editing requirements*.in
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint lock
+.PHONY: train test lint docs lock
 
 train: .venv/installed
 	$(BIN)/python train.py --config configs/reviews.yaml
@@ -15,6 +16,9 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/python -m docs.config_reference > .venv/config.md && mv .venv/config.md docs/config.md
 
 # The locks are complete, so pip need not resolve anything: --no-deps keeps out what the embedded encoder's package
 # declares but the project does not use (PyTorch).

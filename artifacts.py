@@ -13,12 +13,13 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from command_line import CommandParser, before_tensorflow, fail
-from config import DataError, read_yaml
+from command_line import CommandParser, fail
+from config import ConfigError, DataError, read_yaml
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -35,7 +36,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    GIVEN = before_tensorflow(parse_arguments)
+    try:
+        GIVEN = parse_arguments(sys.argv[1:])
+    except ConfigError as error:
+        fail(error)
 
 os.environ.setdefault("WANDB_SILENT", "true")
 

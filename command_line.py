@@ -6,13 +6,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import yaml
+from pydantic.fields import FieldInfo
 
-from config import Config, ConfigError, HubtuneError, did_you_mean, make_config, read_yaml, resume_config
+from config import SECTIONS, Config, ConfigError, HubtuneError, did_you_mean, make_config, read_yaml, resume_config
+from native_log import filter_native_log
 
 Parsed = TypeVar("Parsed")
+_LOADING = "Loading TensorFlow ..."
 _NOTHING = ("null", "None")  # YAML's, and what the agents of W&B's sweeps write
 
 
@@ -39,24 +43,36 @@ def parse_command_line(arguments: list[str]) -> tuple[Config, bool]:
 
 def options_parser(prog: str, description: str) -> CommandParser:
     """A parser of all keys of `Config`, `--config` and `--debug`, to which a command adds its own options."""
-    parser = CommandParser(prog=prog, description=description, allow_abbrev=False, formatter_class=_help_formatter)
-    parser.add_argument("--config", metavar="FILE.yaml", help="read keys from a YAML file; the command line beats it")
+    parser = CommandParser(
+        prog=prog,
+        description=description,
+        usage="%(prog)s [--config FILE.yaml] [--data FILE] [--option VALUE ...]",
+        allow_abbrev=False,
+        formatter_class=_help_formatter,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="read options from a YAML file; the command line beats it"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name, field in Config.model_fields.items():
-        default = (
-            "required"
-            if field.is_required()
-            else yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n...\n").strip()
-        )
+        if name in SECTIONS:
+            section = parser.add_argument_group(SECTIONS[name])
         optional_value: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
-        parser.add_argument(
+        section.add_argument(
             f"--{name}",
             default=argparse.SUPPRESS,
             metavar="VALUE",
-            help=f"{field.description} [{default}]".replace("%", "%%"),
+            help=f"{field.description} [{default_text(field)}]".replace("%", "%%"),
             **optional_value,
         )
     return parser
+
+
+def default_text(field: FieldInfo) -> str:
+    """An option's default as YAML writes it, or "required"."""
+    if field.is_required():
+        return "required"
+    return yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
 def read_options(
@@ -100,11 +116,36 @@ def before_tensorflow(parse: Callable[[list[str]], Parsed]) -> Parsed:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.disable()  # else it goes through all of TensorFlow many times while that loads: a third of the start
     try:
-        return parse(sys.argv[1:])
+        given = parse(sys.argv[1:])
     except HubtuneError as error:
         if "--debug" in sys.argv:
             raise
         fail(error)
+    filter_native_log()
+    if sys.stderr.isatty():
+        sys.stderr.write(_LOADING)
+        sys.stderr.flush()
+    return given
+
+
+def loaded() -> None:
+    """Takes the line away that says that TensorFlow loads."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K")
+        sys.stderr.flush()
+
+
+def python() -> str:
+    """How this Python is called from the current folder, for lines that are to be copied."""
+    if Path(sys.prefix) == Path(os.environ.get("VIRTUAL_ENV", "/")):
+        return "python"
+    executable, here = Path(sys.executable), Path.cwd()
+    return str(executable.relative_to(here) if executable.is_relative_to(here) else executable)
+
+
+def bold(text: str, stream: TextIO) -> str:
+    """`text` in bold letters on a terminal, unless NO_COLOR says no."""
+    return f"\033[1m{text}\033[0m" if stream.isatty() and not os.environ.get("NO_COLOR") else text
 
 
 def _help_formatter(prog: str) -> argparse.HelpFormatter:
@@ -118,5 +159,5 @@ def from_os_error(error: OSError) -> HubtuneError:
 
 def fail(error: HubtuneError) -> NoReturn:
     """Ends the command with one line on standard error and the error's exit code."""
-    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {error}\n")
+    sys.stderr.write(f"{bold(os.path.basename(sys.argv[0]), sys.stderr)}: {error}\n")
     raise SystemExit(error.exit_code)

@@ -98,17 +98,24 @@ def split_threshold_metric(value: str) -> tuple[str, float | None]:
 
 
 _SHORTEST_PAIR = 5  # [CLS], a token, [SEP], a token, [SEP]
+# The first key of each section of `--help`, and what it is called there.
+SECTIONS = {
+    "data": "data",
+    "encoder": "encoder and head",
+    "epochs": "training",
+    "output_dir": "output",
+    "wandb_mode": "Weights & Biases",
+}
 OPENED_ONLY = ("freeze_layers", "encoder_dropout", "layer_decay")  # what a hub layer cannot honour
 
 Share = Annotated[float, Field(ge=0)]
 
 
 class Config(BaseModel):
-    """One run, fully described. Fields are in the order of `--help` and of the README's table."""
+    """One run, fully described. Fields are in the order of `--help` and docs/config.md, whose sections begin as SECTIONS says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    # Data
     data: str = Field(
         min_length=1,
         description="table to train on: CSV, TSV, JSONL, Parquet, plain or compressed, path or URL; or a folder of class folders",
@@ -147,7 +154,6 @@ class Config(BaseModel):
         description="seed of the split, the head's first weights, the batch order and the dropout",
     )
 
-    # Encoder and head
     encoder: str = Field(
         "all-MiniLM-L6-v2",
         description="all-MiniLM-L6-v2 (embedded), a TF-Hub or Kaggle handle or URL, hf:organisation/name, "
@@ -183,7 +189,6 @@ class Config(BaseModel):
         description="hidden and attention dropout inside an opened encoder; null: the encoder's own rates",
     )
 
-    # Training
     epochs: int = Field(3, ge=1, description="passes over the training rows")
     batch_size: int = Field(32, ge=1, description="rows per step")
     learning_rate: float = Field(
@@ -242,7 +247,6 @@ class Config(BaseModel):
         "is compiled anew",
     )
 
-    # Output
     output_dir: str = Field("runs", description="folder that holds the run directories")
     run_name: str | None = Field(
         None, description="name of the run directory, new or empty; null: the table's name and the time"

@@ -23,6 +23,7 @@ from command_line import CommandParser, fail, from_os_error
 from config import Config, DataError, HubtuneError
 from downloads import download, is_handle
 from known_encoders import DEFAULT_ENCODER, KNOWN
+from native_log import filter_native_log
 from spec import EncoderPaths, EncoderSpec, full_tokenizer, read_spec
 from vocabulary import read_vocab
 
@@ -336,6 +337,7 @@ def main(arguments: list[str]) -> int:
     verify.add_argument("source", metavar="DIR", help="whatever the option `encoder` takes")
     verify.add_argument("--reference", metavar="FILE.npz", help="texts, token ids and outputs of the original")
     given = parser.parse_args(arguments)
+    filter_native_log()
     if given.command == "list":
         _list()
     elif given.command == "show":

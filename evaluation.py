@@ -225,4 +225,4 @@ if __name__ == "__main__":
         columns = {key: getattr(GIVEN, key) for key in _COLUMNS}
         DIRECTORY, REPORT = evaluate(GIVEN.model, GIVEN.data, GIVEN.output_dir, GIVEN.wandb_mode, **columns)
         print_scores(REPORT["task"], REPORT["test"])
-        print(f"Read first: {DIRECTORY / 'report.html'}")
+        print(f"Report: {DIRECTORY / 'report.html'}")

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from command_line import before_tensorflow, options_parser, read_options
+from command_line import before_tensorflow, options_parser, python, read_options
 from config import Config, ConfigError, DataError, HubtuneError
 
 
@@ -305,9 +305,8 @@ def _retrain(
         low, high = compared.gain_intervals.get(name, [gain, gain])
         raw, after = (compared.scores[arm][name] for arm in ("raw", "cleaned"))
         print(f"  {name:<12} {raw:>8.4f} {after:>8.4f} {gain:>+8.4f}  {low:+.4f} to {high:+.4f}")
-    print(
-        f"Train on the cleaned rows: python train.py --data {_quoted(file)} and the other options of {directory / 'config.yaml'}"
-    )
+    options = directory / "config.yaml"
+    print(f"Train on the cleaned rows: {python()} train.py --data {_quoted(file)} and the other options of {options}")
 
 
 def _write_cleaned(frame: pd.DataFrame, path: Path) -> Path:

@@ -30,8 +30,9 @@ import absl.logging  # noqa: E402
 import tensorflow as tf  # noqa: E402  (after the environment above)
 import tf_keras  # noqa: E402
 
-from command_line import fail, from_os_error  # noqa: E402
+from command_line import fail, from_os_error, loaded  # noqa: E402
 from config import ConfigError, HubtuneError  # noqa: E402
+from native_log import has_nvidia_gpu  # noqa: E402
 
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _STREAMS = 2  # of the work on a CPU
@@ -47,6 +48,8 @@ def set_up_devices() -> str:
             tf.config.experimental.set_memory_growth(gpu, True)
     if gpus:
         return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
+    if has_nvidia_gpu() and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        print("note: TensorFlow does not see this machine's NVIDIA GPU: install requirements-gpu.txt", file=sys.stderr)
     if _num_cores() > 1 and "TF_NUM_INTRAOP_THREADS" not in os.environ:
         with contextlib.suppress(RuntimeError):  # TensorFlow runs already, with threads as they are
             tf.config.threading.set_inter_op_parallelism_threads(_STREAMS)
@@ -164,6 +167,7 @@ def mistakes_in_one_line(debug: bool, if_interrupted: str) -> Iterator[None]:
     if not gc.isenabled():  # as it leaves that
         gc.freeze()  # modules are no garbage, not at the end of the command either
         gc.enable()
+    loaded()
     try:
         yield
     except KeyboardInterrupt:

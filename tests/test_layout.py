@@ -12,8 +12,9 @@ from train import Result
 
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
-    "command_line": {"config"},
-    "runtime": {"command_line", "config"},
+    "native_log": set(),
+    "command_line": {"config", "native_log"},
+    "runtime": {"command_line", "config", "native_log"},
     "table_sources": {"config"},
     "tables": {"config", "table_sources"},
     "examples": {"config", "tables"},
@@ -40,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
         "downloads",
         "encoder_checks",
         "known_encoders",
+        "native_log",
         "preprocessor",
         "runtime",
         "spec",

@@ -469,7 +469,14 @@ def test_who_is_not_logged_in_to_wandb_is_told_how_to_upload_and_asked_nothing(
     script = tmp_path / "run" / "wandb" / "sync.sh"
     assert f"W&B: sh {script}" in done.stdout
     assert script.exists()
-    assert f'Use the model: python predict.py --model {tmp_path / "run"} "your text"' in done.stdout
+    assert f"Report: {tmp_path / 'run' / 'report.html'}" in done.stdout
+    assert f"Model: {tmp_path / 'run' / 'model'}\n" in done.stdout
+    assert done.stderr == ""
+    assert "\033" not in done.stdout
+    scored = done.stdout.splitlines()[-1].removeprefix("Use the model: ").replace("your text", "it is good")
+    answer = subprocess.run(scored, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.split("\t")[-1] == "it is good\n"
+    assert answer.stderr == ""
 
 
 @pytest.mark.slow
