@@ -210,6 +210,8 @@ class Progress(tf_keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._epoch = epoch
+        if not self._first and sys.stdout.isatty():
+            print("building the training step ...", end="", flush=True)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         done = self._epoch * self._steps + batch + 1

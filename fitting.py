@@ -98,7 +98,8 @@ def fit_classifier(job: Job, state: TrainingState, callbacks: list[Any]) -> Fit:
     progress = Progress(job.splits.task.kind, config.epochs, steps)
     interrupted = False
     try:
-        _train_epochs(job, epoch_end, [checkpoints, progress, *callbacks])
+        with runtime.interruptible():
+            _train_epochs(job, epoch_end, [checkpoints, progress, *callbacks])
     except KeyboardInterrupt:
         print(
             f"\nInterrupted after {epoch_end.steps:,} of {config.epochs * steps:,} steps: "

@@ -11,6 +11,7 @@ import re
 import resource
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -159,6 +160,41 @@ def saving() -> Iterator[None]:
         raise OSError(_without_names(error.message)[-150:]) from error
 
 
+class _Interrupt:
+    """What Ctrl-C does inside `interruptible`."""
+
+    came = False
+
+    def __call__(self, signum: int, frame: Any) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C inside ends in a KeyboardInterrupt, if only at the end, whatever a library makes of it: in TensorFlow's building of
+    a graph it became "SystemError: bad argument to internal function", and W&B's start was seen to swallow it. Another
+    program's handler stays as it is."""
+    before, interrupt = signal.getsignal(signal.SIGINT), _Interrupt()
+    if isinstance(before, _Interrupt) and before.came:
+        raise KeyboardInterrupt
+    ours = before is signal.default_int_handler or isinstance(before, _Interrupt)
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if interrupt.came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupt.came:
+        raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
 def mistakes_in_one_line(debug: bool, if_interrupted: str) -> Iterator[None]:
     """Runs a command: a mistake is one line on standard error and an exit code, a traceback only with `debug`."""
@@ -169,7 +205,8 @@ def mistakes_in_one_line(debug: bool, if_interrupted: str) -> Iterator[None]:
         gc.enable()
     loaded()
     try:
-        yield
+        with interruptible():
+            yield
     except KeyboardInterrupt:
         print(f"\nInterrupted: {if_interrupted}", file=sys.stderr)
         raise SystemExit(130) from None
