@@ -337,7 +337,6 @@ def main(arguments: list[str]) -> int:
     verify.add_argument("source", metavar="DIR", help="whatever the option `encoder` takes")
     verify.add_argument("--reference", metavar="FILE.npz", help="texts, token ids and outputs of the original")
     given = parser.parse_args(arguments)
-    filter_native_log()
     if given.command == "list":
         _list()
     elif given.command == "show":
@@ -354,6 +353,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    filter_native_log()
     try:
         raise SystemExit(main([argument for argument in sys.argv[1:] if argument != "--debug"]))
     except KeyboardInterrupt:
