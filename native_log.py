@@ -28,9 +28,9 @@ def has_nvidia_gpu() -> bool:
 
 
 def filter_native_log() -> None:
-    """Puts the filter between file descriptor 2 and where it leads; Python's own `sys.stderr` goes past it.
+    """Puts the filter between file descriptor 2 and where it leads; Python's own `sys.stderr`, and a notebook's, go past it.
 
-    To be called before TensorFlow is imported. Without a standard error nothing happens.
+    To be called once, before TensorFlow is imported. Without a standard error nothing happens.
     """
     try:
         destination = os.dup(2)
@@ -48,7 +48,8 @@ def filter_native_log() -> None:
     os.dup2(reader.stdin.fileno(), 2)
     reader.stdin.close()
     reader.returncode = 0  # nobody waits for it, which Python would remark on
-    sys.stderr = os.fdopen(destination, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = os.fdopen(destination, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
 
 
 def _pass_on() -> None:

@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from native_log import filter_native_log
+
 ROOT = Path(__file__).resolve().parent.parent
 _PINNED = re.compile(r"^([\w.-]+)==([\w.!+-]+)", re.MULTILINE)
 # What the notebooks use; the complete lock goes with it.
@@ -40,6 +42,8 @@ def ready() -> None:
     if missing or _has_keras_3():
         _restart()
         return
+    if "runtime" not in sys.modules:  # at the first call
+        filter_native_log()
     import runtime
 
     device = runtime.set_up_devices()

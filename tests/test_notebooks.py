@@ -1,6 +1,7 @@
 """The notebooks: clean in git, the same first cell in each, and every cell runs."""
 
 import os
+import re
 import subprocess
 import sys
 import types
@@ -30,7 +31,8 @@ def read(path: Path) -> Any:
 def run(notebook: Any) -> Any:
     """Executes all cells, in a Python of their own, as a reader of `notebooks/` does."""
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "notebooks")}})
-    return client.execute()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return client.execute(env=environment)  # under pytest ipykernel would hide what C++ code writes
 
 
 @each_notebook
@@ -41,8 +43,7 @@ def test_runs_from_top_to_bottom_without_warnings(path: Path, tiny_paths: Encode
     notebook.cells.insert(parameters + 1, nbformat.v4.new_code_cell(small))  # type: ignore[no-untyped-call]
     outputs = [output for cell in run(notebook).cells for output in cell.get("outputs", [])]
     told = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stderr")
-    assert "Warning" not in told
-    assert "cuInit" not in told
+    assert re.findall(r".*Warning.*|^\S+ \S+ E .*", told, re.MULTILINE) == []
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
