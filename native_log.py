@@ -49,7 +49,7 @@ def filter_native_log() -> None:
     reader.stdin.close()
     reader.returncode = 0  # nobody waits for it, which Python would remark on
     if sys.stderr is sys.__stderr__:
-        sys.stderr = os.fdopen(destination, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+        sys.stderr = os.fdopen(destination, "w", buffering=1, errors="backslashreplace")
 
 
 def _pass_on() -> None:

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
+from reference.checkpoints import write_checkpoint
 
 from notebooks import start
 from spec import EncoderPaths
@@ -20,6 +21,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {  # what goes after the cell of parameters, beside an encoder and a folder for the output
     "01_fine_tune_bert": "OPTIONS = {'encoder': ENCODER, 'max_seq_length': 64, 'epochs': 1, 'precision': 'float32'}",
     "02_sentence_encoder_in_keras": "EPOCHS = 1",
+    "03_scikit_learn_and_label_errors": "GRID, CV, SEEDS, EPOCHS = {'batch_size': [32], 'epochs': [1]}, 2, [0], 1",
+    "04_bert_features_in_scikit_learn": "POOLINGS, MAX_SEQ_LENGTH = ['cls'], 48",
+    "05_hugging_face_checkpoint": "CHECKPOINT, EPOCHS = CHECKPOINT_FOLDER, 1",
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -39,12 +43,18 @@ def run(notebook: Any) -> Any:
 def test_runs_from_top_to_bottom_without_warnings(path: Path, tiny_paths: EncoderPaths, tmp_path: Path) -> None:
     notebook = read(path)
     parameters = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    small = f"ENCODER = {tiny_paths.encoder!r}\nOUTPUT_DIR = {str(tmp_path)!r}\n{SMALL[path.stem]}"
+    write_checkpoint("bert-cased", tmp_path / "checkpoint")
+    paths = {
+        "ENCODER": tiny_paths.encoder,
+        "OUTPUT_DIR": tmp_path / "runs",
+        "CHECKPOINT_FOLDER": tmp_path / "checkpoint",
+    }
+    small = "".join(f"{name} = {str(value)!r}\n" for name, value in paths.items()) + SMALL[path.stem]
     notebook.cells.insert(parameters + 1, nbformat.v4.new_code_cell(small))  # type: ignore[no-untyped-call]
     outputs = [output for cell in run(notebook).cells for output in cell.get("outputs", [])]
     told = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stderr")
     assert re.findall(r".*Warning.*|^\S+ \S+ E .*", told, re.MULTILINE) == []
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any({"image/png", "text/html"} & output.get("data", {}).keys() for output in outputs)
 
 
 @each_notebook

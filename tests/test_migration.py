@@ -1,0 +1,201 @@
+"""docs/migration.md: the right side of its tables runs as it stands there, and old lines end as the left side says."""
+
+import runtime  # isort: skip  # noqa: F401  (chooses Keras 2 before TensorFlow loads)
+
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tf_keras
+from conftest import ROOT, tiny_spec
+from reference.checkpoints import write_checkpoint
+
+from bert import build_bert, export_bert
+from config import Config
+from encoders import find_encoder
+from spec import EncoderPaths
+from vocabulary import read_vocab
+
+PAGE = ROOT / "docs" / "migration.md"
+WORDS = ("good", "bad", "it is a", "not", "the worst", "very nice")
+
+
+def read_tables() -> dict[str, list[list[str]]]:
+    """Heading -> the rows of its table: [what you had, what you write now]."""
+    tables: dict[str, list[list[str]]] = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            rows = tables[line.removeprefix("## ")] = []
+        elif line.startswith("| ") and line != "| what you had | what you write now |":
+            rows.append(line.removeprefix("| ").removesuffix(" |").split(" | "))
+    return tables
+
+
+def code(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+TABLES = read_tables()
+
+
+# What a reader has: a folder with tables, and names in Python
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory, vocab_file: str) -> EncoderPaths:
+    """The tiny encoder of the other tests, with as many positions as the lines ask for."""
+    vocab = read_vocab(vocab_file)
+    spec = tiny_spec(len(vocab), max_positions=128)
+    weights = {variable.name.removesuffix(":0"): variable.numpy() for variable in build_bert(spec).variables}
+    directory = str(tmp_path_factory.mktemp("hub") / "tiny")
+    export_bert(directory, spec, vocab, weights.items())
+    return find_encoder(Config(data="-", encoder=directory))
+
+
+def make_texts(count: int) -> list[str]:
+    random = np.random.default_rng(0)
+    return [" ".join([*random.choice(WORDS, 3), str(number)]) for number in range(count)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the tables and folders that the lines name."""
+    monkeypatch.chdir(tmp_path)
+    questions = pd.DataFrame({"question_text": make_texts(600), "target": [0, 1, 0] * 200})
+    questions.head(30).to_csv("later.csv", index=False)
+    with zipfile.ZipFile("quora_dataset_train.csv.zip", "w") as archive:
+        archive.writestr("train.csv", questions.to_csv(index=False))
+    tickets = pd.DataFrame({"body": make_texts(60), "team": ["billing", "login", "shipping"] * 20})
+    tickets.to_csv("tickets.csv", index=False)
+    tickets.rename(columns={"body": "text", "team": "label"}).to_csv("train.csv", index=False)
+    tickets.rename(columns={"body": "text", "team": "label"}).head(30).to_csv("valid.csv", index=False)
+    for number, text in enumerate(make_texts(60)):
+        file = (
+            tmp_path
+            / "aclImdb"
+            / ("test" if number % 3 == 0 else "train")
+            / ("neg", "pos")[number % 2]
+            / f"{number}.txt"
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    write_checkpoint("bert-uncased", tmp_path / "checkpoint")
+    return tmp_path
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, paths: EncoderPaths, folder: Path) -> None:
+    """Whatever encoder is named, from wherever, is the tiny one; an address of a file gives that of the current folder."""
+
+    def answer(handle: str, *revision: str | None) -> str:
+        return paths.preprocessor if "preprocess" in handle else paths.encoder
+
+    monkeypatch.setattr("encoders.default_encoder", lambda: paths.encoder)
+    for library in ("_from_url", "_from_kaggle", "_from_hugging_face"):
+        monkeypatch.setattr(f"downloads.{library}", answer)
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: (folder / Path(url).name).open("rb"))
+
+
+@pytest.fixture
+def names() -> dict[str, Any]:
+    def build_model(units: int) -> tf_keras.Model:
+        hidden = tf_keras.layers.Dense(units, activation="relu", input_shape=(4,))
+        return tf_keras.Sequential([hidden, tf_keras.layers.Dense(2)])
+
+    labels = np.array(["neg", "pos"] * 30)
+    return {
+        "texts": make_texts(60),
+        "second_texts": make_texts(60)[::-1],
+        "labels": labels.tolist(),
+        "build_model": build_model,
+        "X": np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32),
+        "y": (labels == "pos").astype(int),
+    }
+
+
+def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs `python SCRIPT ...` in this process, where TensorFlow is loaded."""
+    script, *arguments = shlex.split(line)[1:]
+    monkeypatch.setattr("command_line.filter_native_log", lambda: None)
+    monkeypatch.setattr("sys.argv", [script, *arguments])
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_new_lines_of_a_table_run_from_top_to_bottom(
+    heading: str, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _, now in TABLES[heading]:
+        for line in code(now):
+            if line.startswith("python "):
+                run_command(line, monkeypatch)
+            else:
+                exec(compile(line, f"{PAGE.name}: {line}", "exec"), names)
+
+
+# Old lines
+
+QUOTED = [
+    (code(had)[0], code(today)[0])
+    for rows in TABLES.values()
+    for had, _, today in (row[0].partition("today") for row in rows)
+    if today
+]
+
+
+def test_old_imports_end_in_the_errors_that_are_quoted() -> None:
+    imports = [pair for pair in QUOTED if pair[0].startswith("from ")]
+    here = [pair for pair in imports if importlib.util.find_spec(pair[0].split()[1].split(".")[0])]
+    assert len(here) >= 5
+    for line, error in here:
+        with pytest.raises(ImportError, match=re.escape(error)):
+            exec(line, {})
+
+
+KERAS_3 = """import sys
+import tensorflow as tf, tensorflow_hub as hub, tensorflow_text
+from official.nlp import optimization
+
+def of(function):
+    try:
+        function()
+    except Exception as error:
+        print(error)
+
+text_input = tf.keras.layers.Input(shape=(), dtype=tf.string, name="text")
+of(lambda: hub.KerasLayer(sys.argv[1])(text_input))
+model = tf.keras.Sequential([tf.keras.layers.Input((2,)), tf.keras.layers.Dense(1)])
+adamw = optimization.create_optimizer(3e-5, num_train_steps=10, num_warmup_steps=1, optimizer_type="adamw")
+of(lambda: model.compile(optimizer=adamw))
+of(lambda: model.save("./imdb_bert", include_optimizer=False))
+"""
+
+
+def test_the_tutorials_lines_end_in_the_errors_that_are_quoted(paths: EncoderPaths, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
+    done = subprocess.run(
+        [sys.executable, "-c", KERAS_3, paths.preprocessor],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    errors = {error for line, error in QUOTED if not line.startswith("from ")} - {"HTTP Error 403: Forbidden"}
+    assert len(errors) == 3
+    assert [error for error in errors if error not in done.stdout] == []
