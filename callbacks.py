@@ -222,11 +222,13 @@ class Progress(tf_keras.callbacks.Callback):
         if not (now - self._shown_at >= _REFRESHED_AFTER if sys.stdout.isatty() else tenth):
             return
         self._shown_at = now
-        left = (now - self._started) / max(1, done - self._first) * (self._epochs * self._steps - done)
         line = (
             f"epoch {self._epoch + 1}/{self._epochs}  step {batch + 1:,}/{self._steps:,}  "
-            f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}  about {runtime.clock(left)} left"
+            f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}"
         )
+        if done > self._first:
+            left = (now - self._started) / (done - self._first) * (self._epochs * self._steps - done)
+            line += f"  about {runtime.clock(left)} left"
         print(f"{_over_progress()}{line}", end="" if sys.stdout.isatty() else "\n", flush=True)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import importlib.util
 import os
 import signal
 import sys
@@ -9,11 +10,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
-import yaml
-from pydantic.fields import FieldInfo
 
-from config import SECTIONS, Config, ConfigError, HubtuneError, did_you_mean, make_config, read_yaml, resume_config
-from native_log import filter_native_log
+def _refuse_other_python() -> None:
+    """Ends a command in one line where the Python that runs it lacks the project's packages."""
+    root, script = Path(__file__).resolve().parent, Path(sys.argv[0])
+    missing = [name for name in ("pydantic", "yaml", "tensorflow") if importlib.util.find_spec(name) is None]
+    if missing and script.resolve().parent == root:
+        own = root / ".venv" / "bin" / "python"
+        remedy = f"run it by {own}" if own.exists() else f"`make train` in {root} sets one up that has"
+        sys.exit(f"{script.name}: this Python, {sys.executable}, has no {missing[0]}: {remedy}")
+
+
+_refuse_other_python()
+
+import yaml  # noqa: E402
+from pydantic.fields import FieldInfo  # noqa: E402
+
+from config import (  # noqa: E402
+    SECTIONS,
+    Config,
+    ConfigError,
+    HubtuneError,
+    did_you_mean,
+    make_config,
+    read_yaml,
+    resume_config,
+)
+from native_log import filter_native_log  # noqa: E402
 
 Parsed = TypeVar("Parsed")
 _LOADING = "Loading TensorFlow ..."
@@ -91,7 +114,8 @@ def read_options(
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         key = unknown[0].lstrip("-").split("=")[0]
-        raise ConfigError(f"unknown argument {unknown[0]!r}{did_you_mean(key)}")
+        guess = f": did you mean --data {unknown[0]}?" if Path(unknown[0]).exists() else did_you_mean(key, "--")
+        raise ConfigError(f"unknown argument {unknown[0]!r}{guess}")
     given = {key: value for key, value in vars(known).items() if key in Config.model_fields}
     given = {key: None if value in _NOTHING else value for key, value in given.items()}
     if given.get("resume") is not None:

@@ -97,6 +97,12 @@ def split_threshold_metric(value: str) -> tuple[str, float | None]:
     raise ValueError("should be f1, balanced_accuracy, or such as precision_at_recall=0.9 or recall_at_precision=0.95")
 
 
+_MISREAD = {  # pydantic's names for what it could not read, and what should be there
+    "int_parsing": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_parsing": "should be a number",
+    "bool_parsing": "should be true or false",
+}
 _SHORTEST_PAIR = 5  # [CLS], a token, [SEP], a token, [SEP]
 # The first key of each section of `--help`, and what it is called there.
 SECTIONS = {
@@ -398,7 +404,7 @@ def resume_config(directory: str, **changed: Any) -> Config:
 
 
 def _one_line(problem: Any, origin: dict[str, str]) -> str:
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _MISREAD.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     message = message[0].lower() + message[1:]
     if not problem["loc"]:
         return message
@@ -408,10 +414,10 @@ def _one_line(problem: Any, origin: dict[str, str]) -> str:
     return f"{origin.get(key, 'config')}: {key}={problem['input']!r}: {message}"
 
 
-def did_you_mean(key: str) -> str:
-    """The end of a message on a key that there is not: the nearest that there is."""
+def did_you_mean(key: str, prefix: str = "") -> str:
+    """The end of a message on a key that there is not: the nearest that there is, after `prefix`."""
     near = difflib.get_close_matches(key, Config.model_fields, n=1)
-    return f": did you mean {near[0]!r}?" if near else "; --help lists the keys"
+    return f": did you mean {prefix + near[0]!r}?" if near else "; --help lists the keys"
 
 
 def read_yaml(path: str) -> dict[str, Any]:

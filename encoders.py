@@ -5,6 +5,8 @@
 TensorFlow loads only where something is built or run.
 """
 
+import command_line  # isort: skip  (first: it says it when packages are missing)
+
 import hashlib
 import importlib.util
 import os
@@ -19,7 +21,6 @@ import numpy as np
 
 from cache import build_once, build_whole, cache_directory, hash_files, hash_saved_model, size_of
 from checkpoints import Checkpoint, is_checkpoint, read_checkpoint
-from command_line import CommandParser, fail, from_os_error
 from config import Config, DataError, HubtuneError
 from downloads import download, is_handle
 from known_encoders import DEFAULT_ENCODER, KNOWN
@@ -324,7 +325,9 @@ def _convert(source: str, directory: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Runs one command; returns the exit code."""
-    parser = CommandParser(prog="encoders.py", description="What encoders there are; conversion and checks.")
+    parser = command_line.CommandParser(
+        prog="encoders.py", description="What encoders there are; conversion and checks."
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")  # read below
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="encoders known by name, and what the cache holds")
@@ -362,4 +365,4 @@ if __name__ == "__main__":
     except (HubtuneError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        fail(error if isinstance(error, HubtuneError) else from_os_error(error))
+        command_line.fail(error if isinstance(error, HubtuneError) else command_line.from_os_error(error))

@@ -196,7 +196,7 @@ def _read(classifier: TextClassifier, data: str, named: dict[str, Any]) -> tuple
     examples, notes = leave_unknown_labels_out(read_examples(data, config, only_scored=True), task)
     refuse_prediction_columns(data, examples.frame.columns, task.labels)
     tokens = classifier.tokenize(examples.texts, examples.pairs)
-    notes = [*training_notes(classifier.directory), *notes, *note_empty_texts(examples)]
+    notes = [*training_notes(classifier.directory, examples.fingerprint()), *notes, *note_empty_texts(examples)]
     if tokens.num_cut:
         notes.append(f"{data}: {tokens.num_cut:,} of {len(examples):,} texts are cut to {most} tokens")
     for note in notes:

@@ -241,7 +241,7 @@ def refuse_missing_column(source: str, columns: Iterable[Any], column: str, key:
 
 def _nearest_column(column: str, columns: Iterable[Any]) -> str:
     names = [str(name) for name in columns]
-    near = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(column, names, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return f"{guess}the table has {', '.join(map(repr, names[:20]))}"
 

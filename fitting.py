@@ -103,7 +103,8 @@ def fit_classifier(job: Job, state: TrainingState, callbacks: list[Any]) -> Fit:
     except KeyboardInterrupt:
         print(
             f"\nInterrupted after {epoch_end.steps:,} of {config.epochs * steps:,} steps: "
-            "scoring and saving what is trained; Ctrl-C again to drop it",
+            "scoring and saving what is trained; Ctrl-C again to drop it"
+            + ("" if epoch_end.history else ". No epoch was finished, so that it cannot be resumed"),
             flush=True,
         )
         interrupted = True

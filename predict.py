@@ -232,15 +232,20 @@ def run_settings(model: Path) -> dict[str, Any]:
     return read_yaml(str(config)) if config.exists() else {}
 
 
-def training_notes(model: Path) -> list[str]:
-    """What whoever uses a SavedModel should hear of how it was trained: that it was interrupted."""
+def training_notes(model: Path, scored: str | None = None) -> list[str]:
+    """What whoever uses a SavedModel should hear of how it was trained: that it was interrupted, or that the rows to be scored,
+    by their `Examples.fingerprint`, are those of its training."""
     try:
-        trained = json.loads((model.parent / "metrics.json").read_text(encoding="utf-8"))["train"]
+        report = json.loads((model.parent / "metrics.json").read_text(encoding="utf-8"))
+        trained, tables = report["train"], report["data"]["tables"]
     except (OSError, ValueError, KeyError):  # a SavedModel outside a run
         return []
-    if not trained["interrupted"]:
-        return []
-    return [f"the training of {model.parent} was interrupted after {trained['steps_run']:,} steps"]
+    notes = []
+    if next(iter(tables.values()))["sha256"] == scored:
+        notes.append("the model was trained on these rows, or most of them: its scores on them flatter it")
+    if trained["interrupted"]:
+        notes.append(f"the training of {model.parent} was interrupted after {trained['steps_run']:,} steps")
+    return notes
 
 
 # Tables

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from command_line import python
 from config import Config, ConfigError, DataError, resume_config
 from spec import read_record
 
@@ -53,7 +54,7 @@ def read_training_state(config: Config) -> TrainingState | None:
                 f"{key}={getattr(config, key)!r}: the run to resume, {config.resume}, has {getattr(own, key)!r}; "
                 f"leave {key} as it was, or train anew without resume"
             )
-    anew = f"train anew: python train.py --config {shlex.quote(str(directory / 'config.yaml'))} --run_name NEW"
+    anew = f"train anew: {python()} train.py --config {shlex.quote(str(directory / 'config.yaml'))} --run_name NEW"
     if not (directory / STATE).exists():
         if _ran_to_its_end(directory):
             raise DataError(f"resume={config.resume}: its training ran to its end, and nothing is left to do")

@@ -14,6 +14,7 @@ from tasks import Task, decide_task, leave_unknown_labels_out, refuse_unknown_la
 
 IN_MEMORY = "X"  # what stands for the table's name where the rows come from Python
 _SPLIT_STREAM = 0x5711  # keeps the split's random numbers apart from other uses of the seed
+_MISSING = {"nan", "na", "n/a", "null", "none", "#n/a"}  # as labels, in small letters
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _refuse_single_rows(table: Examples) -> None:
         more = f" and {len(rare) - 1:,} more labels have" if len(rare) > 1 else " has"
         raise DataError(
             f"{table.source}: label {rare[0][0]!r} (row {row}){more} one row only: a stratified split needs two of each; "
-            "add rows, merge classes, give valid_data, or check label_column"
+            "add rows, merge classes, leave the row out, give valid_data, or check label_column"
         )
 
 
@@ -195,6 +196,11 @@ def _to_size(chosen: np.ndarray, indicators: np.ndarray, size: int, random: np.r
 def _notes(splits: Splits) -> list[str]:
     """What the user should know of the split: repeated texts across parts, labels that a part lacks."""
     notes = _notes_on_pairs("training", splits.train)
+    if missing := [label for label in splits.task.labels if label.lower() in _MISSING]:
+        notes.append(
+            f"{splits.train.source}: {', '.join(map(repr, missing))} looks like a missing value and is taken as a label: if "
+            "it is none, remove its rows"
+        )
     seen = set(splits.train.inputs())
     for name, part in (("validation", splits.valid), ("test", splits.test)):
         if part is None:

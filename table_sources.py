@@ -141,5 +141,5 @@ def nearest_file(source: str) -> str:
     """The end of a message on a path that there is not: its neighbour with the nearest name."""
     path = Path(source)
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
+    near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.75)
     return f": did you mean {path.parent / near[0]}?" if near else ""

@@ -53,6 +53,8 @@ def read_chunks(source: str, rows: int, skip: int = 0) -> Iterator[pd.DataFrame]
         raise DataError(f"{source}: is a folder; what is read in parts is a file: {', '.join(_PARSERS)}")
     with open_source(source) as (name, stream):
         suffix = Path(name).suffix.lower()
+        if suffix in _SPREADSHEETS:
+            raise DataError(f"{source}: is a spreadsheet: save it as CSV (UTF-8), and give that")
         if suffix not in _PARSERS:
             raise DataError(
                 f"{source}: unknown kind of table {suffix or 'without a suffix'!r}; "
@@ -275,6 +277,7 @@ def _read_text(file: Path) -> str:
             raise _not_utf8(str(file), stream) from None
 
 
+_SPREADSHEETS = (".xls", ".xlsx", ".ods", ".numbers")
 _PARSERS: dict[str, _Parser] = {
     ".csv": _csv_chunks,
     ".tsv": _tsv_chunks,

@@ -20,6 +20,7 @@ from typing import Any, Literal, Self, cast
 import wandb
 
 import artifacts
+from command_line import python
 from config import Config, ConfigError
 from portable import SYNC_SCRIPT, last_value, make_portable, mark_unsent, wait_for_the_end, write_sync_script
 from run_directory import write_atomically
@@ -193,7 +194,10 @@ class WandbRun(NoRun):
         lines = [str(self._run.url)] if self._run.url and not self._run.offline else []
         script = self._about.directory / SYNC_SCRIPT
         if script.exists():
-            lines.append(f"sh {shlex.quote(str(script))}  (uploads what is kept offline)")
+            login = f"{python()} -m wandb login"
+            lines.append(
+                f"sh {shlex.quote(str(script))}  (uploads what is kept offline, once you are logged in: {login})"
+            )
         return lines
 
 

@@ -5,6 +5,7 @@
 Reads top to bottom as it runs: config -> examples -> token ids -> model -> fit -> evaluate -> save.
 """
 
+import contextlib
 import functools
 import json
 import shlex
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +135,8 @@ def train_splits(
     job = Job(config, splits, balanced, classifier, scorer, tokens, run_directory)
     environment = _environment(job, device)
     known = {"environment": environment, "tables": [{"table": name, **each} for name, each in splits.tables.items()]}
-    with held(run_directory), start_run(config, run_directory, wandb_mode, known, resumed=state is not None) as run:
+    tracked = start_run(config, run_directory, wandb_mode, known, resumed=state is not None)
+    with held(run_directory), _told_how_to_go_on(job), tracked as run:
         for name, identity in splits.tables.items():
             run.uses(functools.partial(artifacts.dataset, name, identity))
         print(f"Training on {device} in {classifier.encoder.precision}", flush=True)
@@ -194,13 +197,18 @@ def _score(job: Job, fit: Fit) -> tuple[Decision, list[str], dict[str, Scored]]:
         )
     if job.splits.test is not None:
         scored["test"] = score_unseen(decision, job.splits.test, job.scorer.logits(job.tokens["test"]))
+    for name, part in scored.items():
+        by_label = part.values["by_label"].items()
+        if never := [label for label, line in by_label if line["support"] and not line["predicted"]]:
+            notes.append(f"no {name} row was given the label {', '.join(map(repr, never[:20]))}, which some have")
     for note in notes:
         print(f"note: {note}")
     for name, part in scored.items():
         shown = "  ".join(
             f"{metric} {part.values[metric]:.4f}" for metric in HEADLINE[task.kind] if metric in part.values
         )
-        print(f"{name}: {shown}", flush=True)
+        half = f"  (at 0.5: f1 {part.values['at_half']['f1']:.4f})" if "at_half" in part.values else ""
+        print(f"{name}: {shown}{half}", flush=True)
     return decision, notes, scored
 
 
@@ -340,9 +348,27 @@ def _say_where(job: Job, tracked: list[str], seconds: float) -> None:
     print(f"Model: {directory / 'model'}")
     for line in tracked:
         print(f"W&B: {line}")
-    if (directory / STATE).exists() and job.config.data != IN_MEMORY:
-        print(f"Go on with the training: {python()} train.py --resume {shlex.quote(str(directory))}")
+    _say_how_to_go_on(job)
     print(f"Use the model: {python()} predict.py --model {shlex.quote(str(directory))} {texts}", flush=True)
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(job: Job) -> Iterator[None]:
+    """Says it after Ctrl-C too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print()
+        _say_how_to_go_on(job)
+        raise
+
+
+def _say_how_to_go_on(job: Job) -> None:
+    """Says it of a training that was stopped, if an epoch of it is kept."""
+    if (job.run_directory / STATE).exists() and job.config.data != IN_MEMORY:
+        print(
+            f"Go on with the training: {python()} train.py --resume {shlex.quote(str(job.run_directory))}", flush=True
+        )
 
 
 def _git_commit() -> str | None:

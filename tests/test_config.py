@@ -78,7 +78,7 @@ def test_a_config_cannot_be_changed() -> None:
     ("values", "message"),
     [
         ({"epochs": 0}, r"epochs=0: .*greater than or equal to 1"),
-        ({"epochs": "two"}, r"epochs='two': .*integer"),
+        ({"epochs": "two"}, r"epochs='two': should be a whole number"),
         ({"learning_rate": -1}, r"learning_rate=-1: .*greater than 0"),
         ({"pooling": "max"}, r"pooling='max': .*'pooled_output', 'cls', 'mean' or 'default'"),
         ({"dropout": 1}, r"dropout=1: .*less than 1"),
@@ -107,8 +107,10 @@ def test_a_bad_value_is_one_line_naming_key_value_and_what_is_allowed(values: di
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data=x.csv", "--epohcs=2"], "unknown argument '--epohcs=2': did you mean 'epochs'?"),
-        (["--data=x.csv", "--epoch", "2"], "unknown argument '--epoch': did you mean 'epochs'?"),
+        (["--data=x.csv", "--epohcs=2"], "unknown argument '--epohcs=2': did you mean '--epochs'?"),
+        (["--data=x.csv", "--epoch", "2"], "unknown argument '--epoch': did you mean '--epochs'?"),
+        (["--data=x.csv", "--text-column=t"], "unknown argument '--text-column=t': did you mean '--text_column'?"),
+        ([str(ROOT / "samples" / "reviews.csv")], "did you mean --data "),
         ([], "data is missing"),
         (["--config", "absent.yaml"], "--config absent.yaml: No such file"),
         (["--data"], "argument --data: expected one argument"),

@@ -100,6 +100,16 @@ def test_a_model_without_its_run_directory_is_evaluated_by_what_it_carries(
     assert len(list((tmp_path / "evaluations").iterdir())) == 1
 
 
+def test_rows_that_the_model_was_trained_on_are_told(trained: Result, tmp_path: Path) -> None:
+    tables = trained.run_directory.parent
+    notes = {
+        name: evaluate(str(trained.run_directory), str(tables / name), str(tmp_path))[1]["notes"]
+        for name in ("train.csv", "test.csv")
+    }
+    flattered = "the model was trained on these rows, or most of them: its scores on them flatter it"
+    assert [name for name in notes if flattered in notes[name]] == ["train.csv"]
+
+
 def test_the_command_prints_labels_scores_and_where_to_look(trained: Result, tmp_path: Path) -> None:
     arguments = ["--model", str(trained.run_directory), "--data", str(trained.run_directory.parent / "test.csv")]
     command = [sys.executable, "evaluation.py", *arguments, "--output_dir", str(tmp_path)]

@@ -1,6 +1,7 @@
 """The shape of the project: which module imports which, and what loads when."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": {"config", "examples", "tables"},
     "splits": {"config", "examples", "tables", "tasks"},
     "imbalance": {"config", "tasks"},
-    "run_directory": {"config", "spec"},
+    "run_directory": {"command_line", "config", "spec"},
     "prediction_files": {"config"},
     "spec": {"config"},
     "cache": {"config"},
@@ -54,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "accumulation": {"runtime"},
     "wandb_callback": {"data", "runtime"},
     "portable": set(),
-    "tracking": {"artifacts", "config", "portable", "run_directory", "wandb_callback"},
+    "tracking": {"artifacts", "command_line", "config", "portable", "run_directory", "wandb_callback"},
     "artifacts": {"command_line", "config"},
     "dashboard": {"curves", "decision", "examples", "looks", "plots", "results", "tasks"},
     "scoring": {"data", "runtime"},
@@ -266,6 +267,14 @@ def loaded_by(*arguments: str) -> list[str]:
 def test_help_loads_nothing_slow(command: str) -> None:
     slow = {"tensorflow", "tf_keras", "pandas", "pyarrow", "sklearn", "scipy", "matplotlib", "wandb", "tensorflow_hub"}
     assert slow.isdisjoint(loaded_by(f"{command}.py", "--help"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_python_without_the_packages_is_told_in_one_line(command: str) -> None:
+    bare = [sys.executable, "-S", f"{command}.py", "--help"]  # -S: without site-packages
+    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"{command}\.py: this Python, .*, has no pydantic: .*\n", done.stderr)
 
 
 def test_scoring_a_text_loads_no_more_than_scoring_needs(trained: Result) -> None:

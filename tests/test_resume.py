@@ -80,6 +80,20 @@ def assert_same_training(directory: Path, whole: Result) -> None:
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-4)
 
 
+def test_a_second_interrupt_says_how_to_go_on(
+    tiny_paths: EncoderPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.export_classifier", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_settings(tiny_paths, tmp_path, **OPTIONS))
+    told = capsys.readouterr().out
+    assert "Go on with the training: " in told
+    assert f"train.py --resume {tmp_path / 'run'}" in told
+
+
 def test_a_killed_training_goes_on_from_the_command_line(
     tiny_paths: EncoderPaths, tmp_path: Path, uninterrupted: Result
 ) -> None:
@@ -159,7 +173,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_training(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "state.json: not valid JSON .*; train anew: python train.py --config .*config.yaml --run_name NEW"),
+        ("{", "state.json: not valid JSON .*; train anew: .*python.* train.py --config .*config.yaml --run_name NEW"),
         ('{"history": 3}', "state.json: loss_at_start=.*: field required; train anew"),
         (None, "it stopped before its first epoch was finished; train anew"),
     ],

@@ -83,5 +83,7 @@ def test_a_training_interrupted_while_its_graph_is_built_is_saved(
     monkeypatch.setattr("fitting._train_epochs", lambda *_: interrupted_in_c())
     result: Any = train(tiny_settings(tiny_paths, tmp_path))
     assert result.interrupted
-    assert "Interrupted after 0 of" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Interrupted after 0 of" in told
+    assert "No epoch was finished, so that it cannot be resumed" in told
     assert (result.run_directory / "model" / "saved_model.pb").exists()

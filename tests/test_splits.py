@@ -167,6 +167,12 @@ def test_a_column_with_the_name_of_a_prediction_column_is_refused(tmp_path: Path
         assert load_splits(Config(data=str(path), valid_split=0)).valid is None
 
 
+def test_a_label_that_looks_like_a_missing_value_is_told(table: MakeTable) -> None:
+    rows = [(f"text {number}", label) for number, label in enumerate(["a", "b", "NaN"] * 10)]
+    notes = load_splits(Config(data=table(rows))).notes
+    assert any("'NaN' looks like a missing value and is taken as a label" in note for note in notes)
+
+
 def test_a_label_that_validation_lacks_is_told(table: MakeTable, tmp_path: Path) -> None:
     (tmp_path / "valid.csv").write_text("text,label\nnew,common\n")
     splits = load_splits(Config(data=table(ROWS), valid_data=str(tmp_path / "valid.csv")))
