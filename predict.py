@@ -241,7 +241,7 @@ def training_notes(model: Path, scored: str | None = None) -> list[str]:
     except (OSError, ValueError, KeyError):  # a SavedModel outside a run
         return []
     notes = []
-    if next(iter(tables.values()))["sha256"] == scored:
+    if scored is not None and scored in [identity["sha256"] for identity in list(tables.values())[:1]]:
         notes.append("the model was trained on these rows, or most of them: its scores on them flatter it")
     if trained["interrupted"]:
         notes.append(f"the training of {model.parent} was interrupted after {trained['steps_run']:,} steps")

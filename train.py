@@ -207,8 +207,8 @@ def _score(job: Job, fit: Fit) -> tuple[Decision, list[str], dict[str, Scored]]:
         shown = "  ".join(
             f"{metric} {part.values[metric]:.4f}" for metric in HEADLINE[task.kind] if metric in part.values
         )
-        half = f"  (at 0.5: f1 {part.values['at_half']['f1']:.4f})" if "at_half" in part.values else ""
-        print(f"{name}: {shown}{half}", flush=True)
+        half = part.values.get("at_half", {}).get("f1")
+        print(f"{name}: {shown}" + ("" if half is None else f"  (at 0.5: f1 {half:.4f})"), flush=True)
     return decision, notes, scored
 
 

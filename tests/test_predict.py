@@ -294,7 +294,11 @@ def test_a_model_whose_training_was_interrupted_is_named_as_such(trained: Result
     report = json.loads((run / "metrics.json").read_text())
     report["train"] |= {"interrupted": True, "steps_run": 1234}
     (run / "metrics.json").write_text(json.dumps(report))
-    assert training_notes(run / "model") == [f"the training of {run} was interrupted after 1,234 steps"]
+    interrupted = f"the training of {run} was interrupted after 1,234 steps"
+    assert training_notes(run / "model") == [interrupted]
+    report["data"]["tables"] = {}  # as where the rows came from Python
+    (run / "metrics.json").write_text(json.dumps(report))
+    assert training_notes(run / "model", "another table") == [interrupted]
 
 
 def test_a_model_that_was_moved_away_from_its_run_still_scores(trained: Result, tmp_path: Path) -> None:
