@@ -46,10 +46,9 @@ def ready() -> None:
         filter_native_log()
     import runtime
 
-    device = runtime.set_up_devices()
-    print(
-        f"Ready: TensorFlow {version('tensorflow')} on {device}, in {runtime.choose_precision('auto', opened=True)}; {ROOT}"
-    )
+    # TensorFlow's threads stay as they are: cells with Keras code of the reader's own have a right to all of them.
+    precision = runtime.choose_precision("auto", opened=True)
+    print(f"Ready: TensorFlow {version('tensorflow')}, trains in {precision}; {ROOT}")
 
 
 def _missing() -> list[str]:
