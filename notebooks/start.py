@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from native_log import filter_native_log
+from native_log import filter_native_log, has_nvidia_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 _PINNED = re.compile(r"^([\w.-]+)==([\w.!+-]+)", re.MULTILINE)
@@ -74,7 +74,7 @@ def _has_keras_3() -> bool:
 
 def _install() -> None:
     print("Installing TensorFlow and what goes with it, about 3 minutes", flush=True)
-    files = ["requirements.txt"] + ["requirements-gpu.txt"] * Path("/dev/nvidia0").exists()
+    files = ["requirements.txt"] + ["requirements-gpu.txt"] * has_nvidia_gpu()
     for file in files:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "-r", str(ROOT / file)]
         subprocess.run(command, check=True)
