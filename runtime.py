@@ -35,6 +35,9 @@ from command_line import fail, from_os_error, loaded  # noqa: E402
 from config import ConfigError, HubtuneError  # noqa: E402
 from native_log import has_nvidia_gpu  # noqa: E402
 
+# TensorFlow counts the functions of all SavedModels as one, and takes the first calls of five of them for a mistake.
+tf.get_logger().addFilter(lambda record: "RestoredFunction" not in record.getMessage())
+
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _STREAMS = 2  # of the work on a CPU
 _FLOAT16_GPU_CAPABILITY = (7, 0)  # tensor cores

@@ -52,8 +52,8 @@ def test_runs_from_top_to_bottom_without_warnings(path: Path, tiny_paths: Encode
     small = "".join(f"{name} = {str(value)!r}\n" for name, value in paths.items()) + SMALL[path.stem]
     notebook.cells.insert(parameters + 1, nbformat.v4.new_code_cell(small))  # type: ignore[no-untyped-call]
     outputs = [output for cell in run(notebook).cells for output in cell.get("outputs", [])]
-    told = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stderr")
-    assert re.findall(r".*Warning.*|^\S+ \S+ E .*", told, re.MULTILINE) == []
+    told = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert re.findall(r".*Warning.*|^WARNING.*|^\S+ \S+ E .*", told, re.MULTILINE) == []
     assert any({"image/png", "text/html"} & output.get("data", {}).keys() for output in outputs)
 
 

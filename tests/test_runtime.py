@@ -1,4 +1,4 @@
-"""runtime.py: Ctrl-C wherever it comes."""
+"""runtime.py: Ctrl-C wherever it comes, and what TensorFlow need not say."""
 
 import contextlib
 import signal
@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import tensorflow as tf
 from conftest import tiny_settings
 
 import runtime
@@ -87,3 +88,15 @@ def test_a_training_interrupted_while_its_graph_is_built_is_saved(
     assert "Interrupted after 0 of" in told
     assert "No epoch was finished, so that it cannot be resumed" in told
     assert (result.run_directory / "model" / "saved_model.pb").exists()
+
+
+def test_several_saved_models_in_one_process_are_no_reason_to_warn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = tf.Module()
+    module.double = tf.function(lambda numbers: 2 * numbers, input_signature=[tf.TensorSpec([None])])
+    tf.saved_model.save(module, str(tmp_path / "model"))
+    for _ in range(8):
+        loaded = tf.saved_model.load(str(tmp_path / "model"))
+        assert tf.function(loaded.double)(tf.constant([3.0])).numpy() == [6]
+    assert "retracing" not in caplog.text
