@@ -205,7 +205,6 @@ def _layer_numbers(layers: tuple[int, ...], num_layers: int) -> list[int]:
 
 
 def _function(states: Callable[[dict[str, tf.Tensor]], States], what: str, numbers: list[int]) -> Callable[..., Any]:
-    @tf.function(input_signature=INPUT_SIGNATURE, autograph=False)
     def compute(inputs: dict[str, tf.Tensor]) -> Any:
         found = states(inputs)
         if what == "all":
@@ -214,7 +213,7 @@ def _function(states: Callable[[dict[str, tf.Tensor]], States], what: str, numbe
             return getattr(found, what)
         return tf.concat([_pool(what, found.hidden[number], inputs["input_mask"]) for number in numbers], axis=-1)
 
-    return compute
+    return runtime.traced_once(compute, INPUT_SIGNATURE, autograph=False)
 
 
 def _pool(kind: str, sequence: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:

@@ -115,9 +115,9 @@ class TextClassifier:
         self.classes_ = np.array(labels)
         self._saved = saved  # its functions hold its variables by weak references alone
         self._scorer = Scorer(saved.logits, self.task.num_logits, precision)
-        self._pack = tf.function(  # traced once; called plainly, the preprocessor is traced for every number of tokens
+        self._pack = runtime.traced_once(  # called plainly, the preprocessor is traced for every number of tokens
             lambda *columns: pack(saved.preprocessor, list(columns), self.max_seq_length),
-            input_signature=[tf.TensorSpec([None], tf.string)] * len(record["inputs"]),
+            [tf.TensorSpec([None], tf.string)] * len(record["inputs"]),
         )
 
     def predict_proba(self, texts: Iterable[str], pairs: Iterable[str] | None = None) -> np.ndarray:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,6 @@ import tf_keras  # noqa: E402
 from command_line import fail, from_os_error, loaded  # noqa: E402
 from config import ConfigError, HubtuneError  # noqa: E402
 from native_log import has_nvidia_gpu  # noqa: E402
-
-# TensorFlow counts the functions of all SavedModels as one, and takes the first calls of five of them for a mistake.
-tf.get_logger().addFilter(lambda record: "RestoredFunction" not in record.getMessage())
 
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _STREAMS = 2  # of the work on a CPU
@@ -137,6 +134,14 @@ def graph_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         tf.config.optimizer.set_experimental_options(before)
+
+
+def traced_once(function: Callable[..., Any], signature: list[Any], autograph: bool = True) -> Any:
+    """`function` as a graph for inputs of one signature. TensorFlow counts what shares its code as one function, those of all
+    SavedModels too, and would take the fifth model of a process for one that is traced again and again."""
+    graph = tf.function(function, input_signature=signature, autograph=autograph)
+    graph._omit_frequent_tracing_warning = True  # there is no public way
+    return graph
 
 
 @contextlib.contextmanager

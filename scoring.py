@@ -28,7 +28,7 @@ class Scorer:
     def __init__(
         self, logits: Callable[[dict[str, tf.Tensor]], tf.Tensor], num_logits: int, precision: str = "float32"
     ) -> None:
-        self._logits = tf.function(logits, input_signature=INPUT_SIGNATURE)
+        self._logits = runtime.traced_once(logits, INPUT_SIGNATURE)
         self._num_logits, self._precision = num_logits, precision
 
     def logits_of_batch(self, inputs: dict[str, tf.Tensor]) -> np.ndarray:

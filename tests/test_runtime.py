@@ -8,10 +8,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
-import tensorflow as tf
 from conftest import tiny_settings
 
 import runtime
+from estimators import BertTransformer
+from predict import load_classifier
 from spec import EncoderPaths
 from train import train
 
@@ -90,13 +91,11 @@ def test_a_training_interrupted_while_its_graph_is_built_is_saved(
     assert (result.run_directory / "model" / "saved_model.pb").exists()
 
 
-def test_several_saved_models_in_one_process_are_no_reason_to_warn(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_several_models_in_one_process_are_no_reason_to_warn(
+    tiny_paths: EncoderPaths, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    module = tf.Module()
-    module.double = tf.function(lambda numbers: 2 * numbers, input_signature=[tf.TensorSpec([None])])
-    tf.saved_model.save(module, str(tmp_path / "model"))
-    for _ in range(8):
-        loaded = tf.saved_model.load(str(tmp_path / "model"))
-        assert tf.function(loaded.double)(tf.constant([3.0])).numpy() == [6]
+    model = train(tiny_settings(tiny_paths, tmp_path, epochs=1)).run_directory
+    for _ in range(6):
+        load_classifier(model).predict(["it is good"])
+        BertTransformer(model=tiny_paths.encoder, verbose=False).fit_transform(["it is good"])
     assert "retracing" not in caplog.text
