@@ -241,7 +241,8 @@ def training_notes(model: Path, scored: str | None = None) -> list[str]:
     except (OSError, ValueError, KeyError):  # a SavedModel outside a run
         return []
     notes = []
-    if scored is not None and scored in [identity["sha256"] for identity in list(tables.values())[:1]]:
+    trained_on = next(iter(tables.values()), None)  # none where the rows came from Python
+    if trained_on is not None and trained_on["sha256"] == scored:
         notes.append("the model was trained on these rows, or most of them: its scores on them flatter it")
     if trained["interrupted"]:
         notes.append(f"the training of {model.parent} was interrupted after {trained['steps_run']:,} steps")
